@@ -1,0 +1,206 @@
+"""What a preset may say: frozen, strict, typed models in the vocabulary of the original configs.
+
+This module imports no torch: presets are checked before anything heavy is loaded.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Config(BaseModel):
+    """Base of all configuration: unknown keys, coercions and later changes are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class NetworkConfig(Config):
+    """The UNet. Source: the published configs of the base and the refiner.
+
+    attention_resolutions are downsampling factors; transformer_depth has one entry a level (an entry of a
+    level without attention is not used; the middle block takes the last). A whole number stands for the
+    same depth everywhere.
+    """
+
+    in_channels: Positive = 4
+    out_channels: Positive = 4
+    model_channels: Positive
+    channel_mult: tuple[Positive, ...]
+    num_res_blocks: Positive = 2
+    attention_resolutions: tuple[Positive, ...]
+    transformer_depth: tuple[Annotated[int, Field(ge=0)], ...]
+    num_head_channels: Positive = 64
+    use_linear_in_transformer: bool = True
+    context_dim: Positive
+    adm_in_channels: Positive
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> "NetworkConfig":
+        if len(self.transformer_depth) != len(self.channel_mult):
+            raise ValueError(
+                f"transformer_depth has {len(self.transformer_depth)} entries, channel_mult {len(self.channel_mult)}"
+            )
+        return self
+
+
+class FirstStageConfig(Config):
+    """The KL autoencoder; latent = scale_factor x encoding."""
+
+    ch: Positive = 128
+    ch_mult: tuple[Positive, ...] = (1, 2, 4, 4)
+    num_res_blocks: Positive = 2
+    z_channels: Positive = 4
+    in_channels: Positive = 3
+    out_ch: Positive = 3
+    scale_factor: Finite = 0.13025
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+
+class DenoiserConfig(Config):
+    """The preconditioning, and the table of noise levels the network was trained on.
+
+    quantize: replace sigma by the nearest level of the table, as the original engine does.
+    """
+
+    scaling: Literal["eps", "v", "edm"] = "eps"
+    num_idx: Positive = 1000
+    linear_start: Finite = 0.00085
+    linear_end: Finite = 0.0120
+    sigma_data: Finite = 0.5  # EDM scaling only
+    quantize: bool = True
+
+
+class ClipTextConfig(Config):
+    """A CLIP text tower in the Hugging Face layout (ViT-L/14 of the base)."""
+
+    kind: Literal["clip"]
+    input_key: Literal["txt"] = "txt"
+    width: Positive = 768
+    layers: Positive = 12
+    heads: Positive = 12
+    layer_idx: Positive = 11  # hidden state after that many layers, without the final norm
+    ucg_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class OpenClipTextConfig(Config):
+    """A CLIP text tower in the open_clip layout (ViT-bigG-14); gives crossattn and the pooled vector."""
+
+    kind: Literal["open_clip"]
+    input_key: Literal["txt"] = "txt"
+    width: Positive = 1280
+    layers: Positive = 32
+    heads: Positive = 20
+    ucg_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class SizeEmbedderConfig(Config):
+    """Every number of `input_key` through a sinusoid of `outdim` features, concatenated."""
+
+    kind: Literal["concat_timestep_nd"]
+    input_key: Literal["original_size", "crop_coords_top_left", "target_size", "aesthetic_score"]
+    outdim: Positive = 256
+    ucg_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+EmbedderConfig = Annotated[ClipTextConfig | OpenClipTextConfig | SizeEmbedderConfig, Field(discriminator="kind")]
+
+
+class ConditionerConfig(Config):
+    """Embedders in the order of the checkpoint: `conditioner.embedders.N` holds the weights of the Nth."""
+
+    embedders: tuple[EmbedderConfig, ...]
+
+
+class ModelFile(Config):
+    """One published file: where it lies on the hub, and what it must be."""
+
+    name: str
+    repo: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+class ModelConfig(Config):
+    """What the weights are."""
+
+    name: str
+    description: str = ""
+    licence: str = ""
+    kind: Literal["base", "refiner"]
+    native_size: tuple[Positive, Positive] = (1024, 1024)  # height, width
+    file: ModelFile
+    network: NetworkConfig
+    denoiser: DenoiserConfig = DenoiserConfig()
+    conditioner: ConditionerConfig
+    first_stage: FirstStageConfig = FirstStageConfig()
+
+    @model_validator(mode="after")
+    def _widths_agree(self) -> "ModelConfig":
+        crossattn = sum(e.width for e in self.conditioner.embedders if not isinstance(e, SizeEmbedderConfig))
+        if crossattn != self.network.context_dim:
+            raise ValueError(f"the text towers give {crossattn} features, network.context_dim is {self.network.context_dim}")
+        numbers = {"aesthetic_score": 1}
+        vector = sum(
+            e.outdim * numbers.get(e.input_key, 2)
+            if isinstance(e, SizeEmbedderConfig)
+            else (e.width if isinstance(e, OpenClipTextConfig) else 0)
+            for e in self.conditioner.embedders
+        )
+        if vector != self.network.adm_in_channels:
+            raise ValueError(f"the embedders give a vector of {vector}, network.adm_in_channels is {self.network.adm_in_channels}")
+        return self
+
+
+class SamplerConfig(Config):
+    """A sampler of the table, and its options; an option a sampler does not take is refused when the plan is made."""
+
+    name: str = "euler"
+    eta: Finite | None = None
+    s_noise: Finite | None = None
+    s_churn: Finite | None = None
+    s_tmin: Finite | None = None
+    s_tmax: Finite | None = None
+    order: Positive | None = None
+
+    def options(self) -> dict[str, float | int]:
+        """The options that were set, as keyword arguments of the sampler."""
+        return {k: v for k, v in self.model_dump(exclude={"name"}).items() if v is not None}
+
+
+class DiscretizationConfig(Config):
+    """The noise levels that sampling walks through."""
+
+    name: Literal["legacy_ddpm", "edm"] = "legacy_ddpm"
+    sigma_min: Finite | None = None  # edm only; None: 0.0292
+    sigma_max: Finite | None = None  # edm only; None: 14.6146
+    rho: Finite | None = None  # edm only; None: 3.0
+
+
+class GuiderConfig(Config):
+    """Classifier-free guidance: out = uncond + scale (cond - uncond)."""
+
+    name: Literal["identity", "vanilla_cfg"] = "vanilla_cfg"
+    scale: Finite = 5.0
+
+
+class RecipeConfig(Config):
+    """How to run a model; every field of the command line that shapes the picture."""
+
+    negative: str = ""
+    steps: Positive = 30
+    size: tuple[Positive, Positive] | None = None  # height, width; None: the model's native size
+    sampler: SamplerConfig = SamplerConfig()
+    discretization: DiscretizationConfig = DiscretizationConfig()
+    guider: GuiderConfig = GuiderConfig()
+    original_size: tuple[Positive, Positive] | None = None  # None: the picture's own
+    crop_coords_top_left: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
+    target_size: tuple[Positive, Positive] | None = None  # None: the picture's own
+    aesthetic_score: Finite = 6.0  # refiner only
+    negative_aesthetic_score: Finite = 2.5  # refiner only
