@@ -1,0 +1,80 @@
+"""The few values that networks, guiders and samplers hand to each other. Imports torch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """What the network is told about the picture, one row a picture.
+
+    Args:
+        crossattn: (b, n, d) token features for cross-attention (d 2048 in the base, 1280 in the refiner).
+        vector: (b, v) features joined to the time embedding (v 2816 in the base, 2560 in the refiner).
+        concat: (b, c, h/8, w/8) channels joined to the noisy latent, or None.
+    """
+
+    crossattn: Tensor
+    vector: Tensor
+    concat: Tensor | None = None
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
+        """The same conditioning on another device or in another dtype."""
+        concat = None if self.concat is None else self.concat.to(device=device, dtype=dtype)
+        return Conditioning(
+            self.crossattn.to(device=device, dtype=dtype), self.vector.to(device=device, dtype=dtype), concat
+        )
+
+    @staticmethod
+    def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
+        """Join along the batch; all parts have a concat or none has."""
+        concats = [p.concat for p in parts if p.concat is not None]
+        if concats and len(concats) != len(parts):
+            raise ValueError("some conditionings have a concat part and some have none")
+        return Conditioning(
+            torch.cat([p.crossattn for p in parts]),
+            torch.cat([p.vector for p in parts]),
+            torch.cat(concats) if concats else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What `denoise` returns.
+
+    Args:
+        denoised: (b, c, h, w) predicted clean latent after guidance.
+        uncond: the unconditional prediction where guidance ran, for samplers that need it; else None.
+    """
+
+    denoised: Tensor
+    uncond: Tensor | None = None
+
+
+Denoise = Callable[[Tensor, float], Prediction]
+"""(x, sigma) -> Prediction; x (b, c, h, w) = x0 + sigma eps, sigma a Python float > 0."""
+
+Noise = Callable[[], Tensor]
+"""The next standard normal draw, shaped as the latent batch; row i comes from picture i's own generator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One finished step of a sampler.
+
+    Args:
+        index: 0 .. n-1.
+        sigma: the noise level that `x` is at now (0 after the last step).
+        x: (b, c, h, w) latent at that level.
+        denoised: the last prediction of the clean latent, for previews.
+        calls: model calls (denoise evaluations) made by this step.
+    """
+
+    index: int
+    sigma: float
+    x: Tensor
+    denoised: Tensor
+    calls: int
