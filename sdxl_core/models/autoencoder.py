@@ -1,0 +1,204 @@
+"""The first stage: images to latents an eighth of their size and back (Rombach et al. 2022, KL-f8).
+
+Parameter names are those of the published file under `first_stage_model.`
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdxl_core.config import FirstStageConfig
+from sdxl_core.ops.attention import Attention, sdpa
+from sdxl_core.ops.layers import group_norm
+
+_EPS = 1e-6
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; (b, c_in, h, w) -> (b, c_out, h, w)."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(c_in, _EPS)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2 = group_norm(c_out, _EPS)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        out: Tensor = self.nin_shortcut(x) + h
+        return out
+
+
+class AttnBlock(nn.Module):
+    """Self-attention over all positions with a single head as wide as the features."""
+
+    def __init__(self, channels: int, attention: Attention) -> None:
+        super().__init__()
+        self.attention = attention
+        self.norm = group_norm(channels, _EPS)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        h = self.attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
+        out: Tensor = x + self.proj_out(h)
+        return out
+
+
+class Downsample(nn.Module):
+    """Halves height and width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        # The published weights were trained with padding on the right and at the bottom only.
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class Upsample(nn.Module):
+    """Doubles height and width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class Middle(nn.Module):
+    """The lowest resolution: block, attention, block."""
+
+    def __init__(self, channels: int, attention: Attention) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = AttnBlock(channels, attention)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+        return out
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, and the way to the next one where there is one."""
+
+    def __init__(self, c_in: int, c_out: int, blocks: int) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out) for i in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        for block in self.block:
+            x = block(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Image (b, in_channels, h, w) to the moments (b, 2 z_channels, h/f, w/f) before `quant_conv`."""
+
+    def __init__(self, config: FirstStageConfig, attention: Attention) -> None:
+        super().__init__()
+        widths = [config.ch * m for m in config.ch_mult]
+        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level(config.ch if i == 0 else widths[i - 1], width, config.num_res_blocks)
+            if i + 1 < len(widths):
+                level.downsample = Downsample(width)
+            self.down.append(level)
+        self.mid = Middle(widths[-1], attention)
+        self.norm_out = group_norm(widths[-1], _EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        h = self.conv_in(x)
+        for i, level in enumerate(self.down):
+            h = level(h)
+            if i + 1 < len(self.down):
+                h = level.downsample(h)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return out
+
+
+class Decoder(nn.Module):
+    """Latent (b, z_channels, h/f, w/f) after `post_quant_conv` to the image (b, out_ch, h, w)."""
+
+    def __init__(self, config: FirstStageConfig, attention: Attention) -> None:
+        super().__init__()
+        widths = [config.ch * m for m in config.ch_mult]
+        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], attention)
+        self.up = nn.ModuleList()  # up.0 is the finest level, as in the published file: walked from the end
+        for i, width in enumerate(widths):
+            level = Level(widths[min(i + 1, len(widths) - 1)], width, config.num_res_blocks + 1)
+            if i > 0:
+                level.upsample = Upsample(width)
+            self.up.append(level)
+        self.norm_out = group_norm(widths[0], _EPS)
+        self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:  # noqa: D102
+        h = self.mid(self.conv_in(z))
+        for i in reversed(range(len(self.up))):
+            h = self.up[i](h)
+            if i > 0:
+                h = self.up[i].upsample(h)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return out
+
+
+class AutoencoderKL(nn.Module):
+    """The KL autoencoder; a latent is `scale_factor` times an encoding, so that it is near unit variance.
+
+    Args:
+        config: widths and the scale.
+        attention: the kernel for the one attention layer, a single head as wide as the deepest level (512 in SDXL).
+    """
+
+    def __init__(self, config: FirstStageConfig, *, attention: Attention = sdpa) -> None:
+        super().__init__()
+        self.scale_factor = config.scale_factor
+        self.encoder = Encoder(config, attention)
+        self.decoder = Decoder(config, attention)
+        self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
+
+    def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the encoding, unscaled.
+
+        Args:
+            image: (b, 3, h, w) in [-1, 1], h and w multiples of the factor (8 in SDXL).
+
+        Returns:
+            Two of (b, z, h/8, w/8); the log-variance lies within [-30, 20].
+        """
+        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        return mean, logvar.clamp(-30.0, 20.0)
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The scaled latent (b, z, h/8, w/8) of an image (b, 3, h, w) in [-1, 1].
+
+        Args:
+            image: h and w are multiples of the factor (8 in SDXL).
+            noise: a standard normal draw shaped as the latent; None takes the most likely latent.
+        """
+        mean, logvar = self.moments(image)
+        if noise is not None:
+            mean = mean + torch.exp(0.5 * logvar) * noise
+        return self.scale_factor * mean
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The image (b, 3, h, w), about in [-1, 1], of a scaled latent (b, z, h/8, w/8)."""
+        image: Tensor = self.decoder(self.post_quant_conv(latent / self.scale_factor))
+        return image
