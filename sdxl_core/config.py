@@ -55,6 +55,7 @@ class FirstStageConfig(Config):
     z_channels: Positive = 4
     in_channels: Positive = 3
     out_ch: Positive = 3
+    norm_groups: Positive = 32
     scale_factor: Finite = 0.13025
 
     @property
