@@ -17,11 +17,11 @@ _EPS = 1e-6
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut; (b, c_in, h, w) -> (b, c_out, h, w)."""
 
-    def __init__(self, c_in: int, c_out: int) -> None:
+    def __init__(self, c_in: int, c_out: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(c_in, _EPS)
+        self.norm1 = group_norm(c_in, _EPS, groups)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2 = group_norm(c_out, _EPS)
+        self.norm2 = group_norm(c_out, _EPS, groups)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
@@ -35,10 +35,10 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Self-attention over all positions with a single head as wide as the features."""
 
-    def __init__(self, channels: int, attention: Attention) -> None:
+    def __init__(self, channels: int, groups: int, attention: Attention) -> None:
         super().__init__()
         self.attention = attention
-        self.norm = group_norm(channels, _EPS)
+        self.norm = group_norm(channels, _EPS, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -47,7 +47,7 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
-        h = self.attention(q, k, v).squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])
+        h = self.attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
         out: Tensor = x + self.proj_out(h)
         return out
 
@@ -80,28 +80,45 @@ class Upsample(nn.Module):
 class Middle(nn.Module):
     """The lowest resolution: block, attention, block."""
 
-    def __init__(self, channels: int, attention: Attention) -> None:
+    def __init__(self, channels: int, groups: int, attention: Attention) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels, attention)
-        self.block_2 = ResnetBlock(channels, channels)
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = AttnBlock(channels, groups, attention)
+        self.block_2 = ResnetBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
         return out
 
 
-class Level(nn.Module):
-    """The blocks of one resolution, and the way to the next one where there is one."""
+class DownLevel(nn.Module):
+    """The blocks of one resolution of the encoder; halves it at the end unless it is the last."""
 
-    def __init__(self, c_in: int, c_out: int, blocks: int) -> None:
+    def __init__(self, c_in: int, c_out: int, blocks: int, groups: int, *, halve: bool) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out) for i in range(blocks))
+        self.block = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(blocks))
+        self.downsample = Downsample(c_out) if halve else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         for block in self.block:
             x = block(x)
-        return x
+        out: Tensor = self.downsample(x)
+        return out
+
+
+class UpLevel(nn.Module):
+    """The blocks of one resolution of the decoder; doubles it at the end unless it is the finest."""
+
+    def __init__(self, c_in: int, c_out: int, blocks: int, groups: int, *, double: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(blocks))
+        self.upsample = Upsample(c_out) if double else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        for block in self.block:
+            x = block(x)
+        out: Tensor = self.upsample(x)
+        return out
 
 
 class Encoder(nn.Module):
@@ -109,24 +126,21 @@ class Encoder(nn.Module):
 
     def __init__(self, config: FirstStageConfig, attention: Attention) -> None:
         super().__init__()
+        groups = config.norm_groups
         widths = [config.ch * m for m in config.ch_mult]
         self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
-        self.down = nn.ModuleList()
-        for i, width in enumerate(widths):
-            level = Level(config.ch if i == 0 else widths[i - 1], width, config.num_res_blocks)
-            if i + 1 < len(widths):
-                level.downsample = Downsample(width)
-            self.down.append(level)
-        self.mid = Middle(widths[-1], attention)
-        self.norm_out = group_norm(widths[-1], _EPS)
+        self.down = nn.ModuleList(
+            DownLevel(c_in, c_out, config.num_res_blocks, groups, halve=i + 1 < len(widths))
+            for i, (c_in, c_out) in enumerate(zip([config.ch, *widths[:-1]], widths, strict=True))
+        )
+        self.mid = Middle(widths[-1], groups, attention)
+        self.norm_out = group_norm(widths[-1], _EPS, groups)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         h = self.conv_in(x)
-        for i, level in enumerate(self.down):
+        for level in self.down:
             h = level(h)
-            if i + 1 < len(self.down):
-                h = level.downsample(h)
         out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
         return out
 
@@ -136,24 +150,22 @@ class Decoder(nn.Module):
 
     def __init__(self, config: FirstStageConfig, attention: Attention) -> None:
         super().__init__()
+        groups = config.norm_groups
         widths = [config.ch * m for m in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], attention)
-        self.up = nn.ModuleList()  # up.0 is the finest level, as in the published file: walked from the end
-        for i, width in enumerate(widths):
-            level = Level(widths[min(i + 1, len(widths) - 1)], width, config.num_res_blocks + 1)
-            if i > 0:
-                level.upsample = Upsample(width)
-            self.up.append(level)
-        self.norm_out = group_norm(widths[0], _EPS)
+        self.mid = Middle(widths[-1], groups, attention)
+        # up.0 is the finest level, as in the published file, so the list is walked from its end.
+        self.up = nn.ModuleList(
+            UpLevel(c_in, c_out, config.num_res_blocks + 1, groups, double=i > 0)
+            for i, (c_in, c_out) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
+        )
+        self.norm_out = group_norm(widths[0], _EPS, groups)
         self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:  # noqa: D102
         h = self.mid(self.conv_in(z))
-        for i in reversed(range(len(self.up))):
-            h = self.up[i](h)
-            if i > 0:
-                h = self.up[i].upsample(h)
+        for level in reversed(self.up):
+            h = level(h)
         out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
         return out
 
@@ -168,7 +180,7 @@ class AutoencoderKL(nn.Module):
 
     def __init__(self, config: FirstStageConfig, *, attention: Attention = sdpa) -> None:
         super().__init__()
-        self.scale_factor = config.scale_factor
+        self.config = config
         self.encoder = Encoder(config, attention)
         self.decoder = Decoder(config, attention)
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
@@ -196,9 +208,9 @@ class AutoencoderKL(nn.Module):
         mean, logvar = self.moments(image)
         if noise is not None:
             mean = mean + torch.exp(0.5 * logvar) * noise
-        return self.scale_factor * mean
+        return self.config.scale_factor * mean
 
     def decode(self, latent: Tensor) -> Tensor:
         """The image (b, 3, h, w), about in [-1, 1], of a scaled latent (b, z, h/8, w/8)."""
-        image: Tensor = self.decoder(self.post_quant_conv(latent / self.scale_factor))
+        image: Tensor = self.decoder(self.post_quant_conv(latent / self.config.scale_factor))
         return image

@@ -1,14 +1,42 @@
-"""Layers that the UNet and the autoencoder share."""
+"""Layers that several networks share."""
 
-from math import gcd
+import math
+from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    """GroupNorm with SDXL's 32 groups.
+def group_norm(channels: int, eps: float, groups: int = 32) -> nn.GroupNorm:
+    """GroupNorm with SDXL's 32 groups, or another number for a small model.
 
-    A small model may have widths that 32 does not divide (16, 48); it gets the most groups that divide both,
-    which for every published width is 32.
+    Where `groups` does not divide a width (16, 48), as many groups as divide both take its place; that never
+    happens at a published width.
     """
-    return nn.GroupNorm(gcd(32, channels), channels, eps=eps)
+    return nn.GroupNorm(math.gcd(groups, channels), channels, eps=eps)
+
+
+def zeroed(layer: Layer) -> Layer:
+    """The same layer with all weights zero: the last one of a residual branch, so that training starts at identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def sinusoid(values: Tensor, features: int, max_period: float = 10000.0) -> Tensor:
+    """Cosines, then sines, of each value at geometrically falling frequencies (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        values: (b,), any real numbers; a fraction is not rounded.
+        features: an even number of outputs for each value.
+        max_period: radians per 2 pi of the slowest frequency, reached in the limit.
+
+    Returns:
+        (b, features) float32, whatever the dtype of `values`: half precision cannot tell timestep 999 from 998.5.
+    """
+    half = features // 2
+    steps = torch.arange(half, dtype=torch.float32, device=values.device)
+    angles = values.float()[:, None] * torch.exp(steps * (-math.log(max_period) / half))
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -1,0 +1,116 @@
+"""The transformer that lets pixels look at each other and at the words (Rombach et al. 2022, section 3.3)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdxl_core.ops.attention import Attention
+from sdxl_core.ops.layers import group_norm, zeroed
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of x (b, n, d) to a context (b, m, context_dim)."""
+
+    def __init__(self, d: int, context_dim: int, heads: int, attention: Attention) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention = attention
+        self.to_q = nn.Linear(d, d, bias=False)
+        self.to_k = nn.Linear(context_dim, d, bias=False)
+        self.to_v = nn.Linear(context_dim, d, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(d, d))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # noqa: D102
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        q, k, v = (y.view(*y.shape[:2], self.heads, -1).transpose(1, 2) for y in (q, k, v))
+        out: Tensor = self.to_out(self.attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
+class GEGLU(nn.Module):
+    """A linear layer gated by the GELU of another (Shazeer 2020); both are halves of `proj`."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(d_in, 2 * d_out)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        out: Tensor = value * F.gelu(gate)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Four times as wide inside as outside."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        # The published names count a dropout between the two layers.
+        self.net = nn.Sequential(GEGLU(d, 4 * d), nn.Identity(), nn.Linear(4 * d, d))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        out: Tensor = self.net(x)
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each normalised first and added to its input."""
+
+    def __init__(self, d: int, context_dim: int, heads: int, attention: Attention) -> None:
+        super().__init__()
+        self.attn1 = CrossAttention(d, d, heads, attention)
+        self.attn2 = CrossAttention(d, context_dim, heads, attention)
+        self.ff = FeedForward(d)
+        self.norm1 = nn.LayerNorm(d)
+        self.norm2 = nn.LayerNorm(d)
+        self.norm3 = nn.LayerNorm(d)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # noqa: D102
+        h = self.norm1(x)
+        x = x + self.attn1(h, h)
+        x = x + self.attn2(self.norm2(x), context)
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over all positions of a feature map, added to it.
+
+    Args:
+        channels: features of the map, the transformer's width too.
+        context_dim: features of one token of the text.
+        depth: number of transformer blocks.
+        head_dim: features of one head; divides `channels`.
+        linear: project in and out by linear layers (SDXL) instead of 1x1 convolutions; the same mathematics,
+            but the weights have another shape in the file.
+        attention: the kernel.
+    """
+
+    def __init__(
+        self, channels: int, context_dim: int, depth: int, head_dim: int, *, linear: bool, attention: Attention
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.norm = group_norm(channels, 1e-6)
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, context_dim, channels // head_dim, attention) for _ in range(depth)
+        )
+        self.proj_out = zeroed(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Map (b, c, h, w) -> (b, c, h, w) under a context (b, m, context_dim)."""
+        h = self.norm(x)
+        if not self.linear:
+            h = self.proj_in(h)
+        h = h.flatten(2).transpose(1, 2)  # a view where x is channels_last
+        if self.linear:
+            h = self.proj_in(h)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.linear:
+            h = self.proj_out(h)
+        h = h.transpose(1, 2).view(x.shape)
+        if not self.linear:
+            h = self.proj_out(h)
+        out: Tensor = x + h
+        return out
