@@ -1,0 +1,149 @@
+"""The house plan as a test: imports point down, only the command line talks, and what must be instant stays light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+FLOORS = {
+    "sdxl_core.errors": 0,
+    "sdxl_core.config": 0,
+    "sdxl_core.presets": 0,
+    "sdxl_core.progress": 0,
+    "sdxl_core.resolutions": 0,
+    "sdxl_core.types": 1,
+    "sdxl_core.ops": 1,
+    "sdxl_core.diffusion": 2,
+    "sdxl_core.models": 3,
+    "sdxl_core.conditioning": 3,
+    "sdxl_core.checkpoints": 3,
+    "sdxl_core.plan": 4,
+    "sdxl_core.devices": 4,
+    "sdxl_core.engine": 4,
+    "sdxl_core.pipeline": 4,
+    "sdxl_core.records": 4,
+    "sdxl_core.output": 4,
+    "sdxl_core.training": 4,
+    "sdxl_cli": 5,
+}
+
+TORCH_FREE = [
+    "sdxl_core",
+    "sdxl_core.presets",
+    "sdxl_core.plan",
+    "sdxl_core.resolutions",
+    "sdxl_core.diffusion.discretization",
+    "sdxl_core.conditioning.tokenizer",
+    "sdxl_core.checkpoints.header",
+    "sdxl_core.checkpoints.detect",
+    "sdxl_core.checkpoints.find",
+    "sdxl_core.records",
+    "sdxl_core.output",
+]
+
+
+def sources() -> dict[str, ast.Module]:
+    """Module name -> syntax tree, for both packages."""
+    found = {}
+    for package in ("sdxl_core", "sdxl_cli"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+SOURCES = sources()
+
+
+def room(module: str) -> str | None:
+    """The room of a module of ours, or None for the package `sdxl_core` itself and for what is not ours."""
+    return next((r for r in FLOORS if module == r or module.startswith(r + ".")), None)
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Every module that a file imports, inside functions too; `from a import b` is a.b where b is a module of ours."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            module = node.module or ""
+            for alias in node.names:
+                submodule = f"{module}.{alias.name}"
+                yield submodule if submodule in SOURCES else module
+
+
+def test_every_module_has_a_floor() -> None:
+    homeless = [name for name in SOURCES if name != "sdxl_core" and room(name) is None]
+    assert homeless == []
+
+
+def test_imports_point_down() -> None:
+    upward = [
+        f"{name} (floor {FLOORS[here]}) imports {target} (floor {FLOORS[there]})"
+        for name, tree in SOURCES.items()
+        for target in imports(tree)
+        if (here := room(name)) and (there := room(target)) and FLOORS[there] > FLOORS[here]
+    ]
+    assert upward == []
+
+
+def test_networks_and_samplers_do_not_know_each_other() -> None:
+    meetings = [
+        f"{name} imports {target}"
+        for name, tree in SOURCES.items()
+        for target in imports(tree)
+        if (here := room(name)) and (there := room(target)) and (FLOORS[here], FLOORS[there]) == (3, 2)
+    ]
+    assert meetings == []
+
+
+def test_only_the_command_line_talks_to_the_user() -> None:
+    talk = []
+    for name, tree in SOURCES.items():
+        if not name.startswith("sdxl_core"):
+            continue
+        talk += [f"{name} imports {m}" for m in imports(tree) if m.split(".")[0] in {"typer", "rich", "click"}]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"print", "input"}:
+                talk.append(f"{name}:{node.lineno} {node.func.id}()")
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in {
+                "sys.argv",
+                "sys.exit",
+                "sys.stdout",
+                "sys.stderr",
+                "os.environ",
+                "os.getenv",
+            }:
+                talk.append(f"{name}:{node.lineno} {ast.unparse(node)}")
+    assert talk == []
+
+
+def test_no_file_and_no_function_outgrows_a_reader() -> None:
+    long = [
+        f"{name}.{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for name, tree in SOURCES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.end_lineno and node.end_lineno - node.lineno >= 60
+    ]
+    long += [
+        f"{name}: {tree.body[-1].end_lineno} lines"
+        for name, tree in SOURCES.items()
+        if tree.body and (tree.body[-1].end_lineno or 0) > 400
+    ]
+    assert long == []
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_what_must_be_instant_leaves_torch_out(module: str) -> None:
+    heavy = ["torch", "transformers", "open_clip", "huggingface_hub"]
+    code = f"import {module}, sys; print(*(m for m in {heavy!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
