@@ -1,0 +1,131 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import platform
+import re
+import secrets
+from pathlib import Path
+
+from sdxl_core.errors import OutputError
+
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+
+
+class NameTakenError(OutputError):
+    """Another file has this name already."""
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make `directory`, prove that it can be written to, and clear temporary files of runs that died.
+
+    Raises:
+        OutputError: it cannot be made or written to.
+    """
+    probe = directory / _temporary_name()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(probe, "xb") as f:
+            f.write(b"\0" * 4096)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        raise OutputError(
+            f"cannot write to {directory}: {e.strerror or e}", hint="choose another place with -o"
+        ) from None
+    finally:
+        _remove(probe)
+    _sweep(directory)
+
+
+def write_whole(path: Path, data: bytes, *, overwrite: bool = False, within: Path | None = None) -> None:
+    """Write a file so that other programs see all of it or none of it, even across a crash.
+
+    Args:
+        path: its parent directories are made.
+        data: the content.
+        overwrite: replace a file of that name.
+        within: refuse to write outside this directory, symbolic links followed.
+
+    Raises:
+        NameTakenError: the name is taken and `overwrite` is off.
+        OutputError: the disk is full, or the directory cannot be written to.
+    """
+    temporary = path.with_name(_temporary_name())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if within is not None and not path.parent.resolve().is_relative_to(within.resolve()):
+            raise OutputError(f"{path} lies outside {within}")
+        with open(temporary, "xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _publish(temporary, path)
+        _sync_directory(path.parent)
+    except FileExistsError:
+        raise NameTakenError(f"{path} exists already", hint="give another name, or --overwrite") from None
+    except OSError as e:
+        raise OutputError(f"cannot write {path}: {e.strerror or e}") from None
+    finally:
+        _remove(temporary)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give the finished file its name, unless another file has it."""
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+    except OSError as e:
+        if e.errno not in _NO_HARD_LINKS:
+            raise
+        # A file system without hard links: reserve the name, then put the finished file in its place.
+        with open(path, "xb"):
+            pass
+        os.replace(temporary, path)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _temporary_name() -> str:
+    return f".sdxl-{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part"
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # its directory is gone or read-only: then there is nothing to clean
+        path.unlink(missing_ok=True)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove the temporary files that dead processes of this machine left behind."""
+    pattern = re.compile(rf"\.sdxl-{_host()}-(\d{{1,10}})-[0-9a-f]{{8}}\.part")
+    for name in os.listdir(directory):
+        match = pattern.fullmatch(name)
+        if match and not _alive(int(match[1])):
+            _remove(directory / name)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,133 @@
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdxl_core.errors import OutputError
+from sdxl_core.output import NameTakenError, prepare_directory, write_whole
+
+
+def test_a_file_is_written_with_the_usual_mode_and_nothing_else(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "deep" / "a.png", b"abc")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "deep" / "a.png").read_bytes() == b"abc"
+    assert (tmp_path / "deep" / "a.png").stat().st_mode & 0o777 == 0o640
+    assert os.listdir(tmp_path / "deep") == ["a.png"]
+
+
+def test_an_existing_file_stays_unless_asked(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with pytest.raises(NameTakenError):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    write_whole(path, b"new", overwrite=True)
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_link_is_neither_followed_nor_left_half_way(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "a.png").symlink_to(tmp_path / "target")
+    with pytest.raises(NameTakenError):
+        write_whole(tmp_path / "a.png", b"new")
+    write_whole(tmp_path / "a.png", b"new", overwrite=True)
+    assert (tmp_path / "target").read_bytes() == b"old"
+    assert not (tmp_path / "a.png").is_symlink()
+
+
+def test_a_linked_directory_does_not_lead_outside(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="outside"):
+        write_whole(tmp_path / "out" / "sub" / "a.png", b"x", within=tmp_path / "out")
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_whole(tmp_path / "a.png", b"abc")
+    with pytest.raises(NameTakenError):
+        write_whole(tmp_path / "a.png", b"new")
+    assert (tmp_path / "a.png").read_bytes() == b"abc"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*a\.png: File too large"):
+            write_whole(tmp_path / "a.png", b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_that_cannot_be_is_refused_early(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write to"):
+        prepare_directory(tmp_path / "file")
+    with pytest.raises(OutputError, match="cannot write to"):
+        prepare_directory(tmp_path / "file" / "below")
+
+
+def test_temporary_files_of_the_dead_are_swept_and_those_of_the_living_kept(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    write_whole(tmp_path / "probe", b"")
+    prefix = subprocess.run(
+        [sys.executable, "-c", "from sdxl_core.output import _temporary_name as n; print(n())"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ).stdout.split("-")
+    for pid in (dead.pid, os.getpid()):
+        (tmp_path / f"{prefix[0]}-{prefix[1]}-{pid}-01234567.part").touch()
+    prepare_directory(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(["probe", f"{prefix[0]}-{prefix[1]}-{os.getpid()}-01234567.part"])
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from sdxl_core.output import write_whole
+print("go", flush=True)
+for i in range(10**6):
+    write_whole(Path(sys.argv[1]) / f"{i}.bin", bytes([i % 256]) * 300_000)
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_writer_leaves_only_whole_files(tmp_path: Path, kind: signal.Signals) -> None:
+    for delay in (0.013, 0.029, 0.047):
+        directory = tmp_path / str(delay)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(directory)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(delay)
+        writer.send_signal(kind)
+        writer.wait()
+        writer.stdout.close()
+        prepare_directory(directory)
+        for path in directory.iterdir():
+            assert path.read_bytes() == bytes([int(path.stem) % 256]) * 300_000
