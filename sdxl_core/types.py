@@ -1,10 +1,17 @@
-"""The few values that networks, guiders and samplers hand to each other. Imports torch."""
+"""The few values that networks, guiders and samplers hand to each other.
+
+Importing this module does not import torch, so that plans can read the table of samplers.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +28,7 @@ class Conditioning:
     vector: Tensor
     concat: Tensor | None = None
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
         """The same conditioning on another device or in another dtype."""
         concat = None if self.concat is None else self.concat.to(device=device, dtype=dtype)
         return Conditioning(
@@ -29,8 +36,10 @@ class Conditioning:
         )
 
     @staticmethod
-    def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Join along the batch; all parts have a concat or none has."""
+        import torch
+
         concats = [p.concat for p in parts if p.concat is not None]
         if concats and len(concats) != len(parts):
             raise ValueError("some conditionings have a concat part and some have none")
@@ -54,10 +63,13 @@ class Prediction:
     uncond: Tensor | None = None
 
 
-Denoise = Callable[[Tensor, float], Prediction]
+Network = Callable[["Tensor", "Tensor", Conditioning], "Tensor"]
+"""(x_in, c_noise, cond) -> raw output; x_in (b, c_in, h, w), c_noise (b,) timesteps or ln(sigma)/4."""
+
+Denoise = Callable[["Tensor", float], Prediction]
 """(x, sigma) -> Prediction; x (b, c, h, w) = x0 + sigma eps, sigma a Python float > 0."""
 
-Noise = Callable[[], Tensor]
+Noise = Callable[[], "Tensor"]
 """The next standard normal draw, shaped as the latent batch; row i comes from picture i's own generator."""
 
 

@@ -1,0 +1,76 @@
+"""The denoiser: turns a raw network into a prediction of the clean latent."""
+
+import torch
+from torch import Tensor
+
+from sdxl_core.config import DenoiserConfig
+from sdxl_core.diffusion.discretization import legacy_ddpm_table, sigma_to_timestep
+from sdxl_core.diffusion.scaling import SCALINGS, continuous_c_noise
+from sdxl_core.types import Conditioning, Network
+
+
+class Denoiser:
+    """D(x, sigma) = c_skip x + c_out F(c_in x, c_noise, cond); costs one call of the network.
+
+    With `quantize` and the eps or v scaling, sigma is first replaced by the nearest of the trained levels, and the
+    network is told the index of that level, as in the original engine. Otherwise sigma is used as it is and the
+    network is told ln(sigma) / 4.
+
+    Args:
+        config: scaling, table of levels, quantization.
+
+    Attributes:
+        table: (num_idx,) the trained levels, ascending, float32, on the CPU.
+    """
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        self.config = config
+        self.discrete = config.quantize and config.scaling != "edm"
+        self._levels = legacy_ddpm_table(config.num_idx, config.linear_start, config.linear_end)
+        self.table = torch.from_numpy(self._levels)
+        self._scaling = SCALINGS[config.scaling]
+
+    def __call__(self, network: Network, x: Tensor, sigma: float | Tensor, cond: Conditioning) -> Tensor:
+        """Predict the clean latent; the arithmetic around the network runs in the dtype of x.
+
+        Args:
+            network: (x_in, c_noise, cond) -> (b, c, h, w) in any dtype; sees `cond.concat` joined to x_in.
+            x: (b, c, h, w) noisy latent, float32 or float64.
+            sigma: its noise level > 0, one for all (float: the device is never waited for) or (b,), one each.
+            cond: what the pictures show, b rows.
+
+        Returns:
+            (b, c, h, w) predicted x0, dtype of x.
+
+        Raises:
+            ValueError: sigma has another batch size than x.
+        """
+        c_noise, level = self._per_sample(x, sigma) if isinstance(sigma, Tensor) else self._for_all(x, sigma)
+        c = self._scaling(level, self.config.sigma_data)
+        x_in = x * c.c_in
+        if cond.concat is not None:
+            x_in = torch.cat([x_in, cond.concat.to(x.dtype)], dim=1)
+        denoised: Tensor = x * c.c_skip + network(x_in, c_noise, cond).to(x.dtype) * c.c_out
+        return denoised
+
+    def _for_all(self, x: Tensor, sigma: float) -> tuple[Tensor, float]:
+        """(c_noise (b,), level the scaling sees); plain Python but for filling c_noise."""
+        if self.discrete:
+            index = sigma_to_timestep(sigma, self._levels)
+            c_noise, level = float(index), float(self._levels[index])
+        else:
+            c_noise, level = continuous_c_noise(sigma), sigma
+        return torch.full((x.shape[0],), c_noise, dtype=x.dtype, device=x.device), level
+
+    def _per_sample(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_noise (b,), level (b, 1, 1, 1))."""
+        if sigma.shape != x.shape[:1]:
+            raise ValueError(f"sigma has shape {tuple(sigma.shape)}, x has {x.shape[0]} rows")
+        level = sigma.to(x.dtype)
+        if self.discrete:
+            table = self.table.to(x.device, x.dtype)
+            index = (level[:, None] - table).abs().argmin(dim=1)
+            c_noise, level = index.to(x.dtype), table[index]
+        else:
+            c_noise = continuous_c_noise(level)
+        return c_noise, level[:, None, None, None]

@@ -1,0 +1,187 @@
+"""Noise levels: the table a network was trained on, and the lists that sampling walks through.
+
+numpy and Python floats only, so that plans and `sdxl sigmas` need no torch. The published lists were made by
+float32 torch arithmetic; the same roundings are made here in the same places, so every digit agrees.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdxl_core.config import DenoiserConfig, DiscretizationConfig
+from sdxl_core.errors import ScheduleError
+
+Float64 = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+Real = TypeVar("Real", np.float32, np.float64)
+
+NUM_IDX = 1000
+LINEAR_START = 0.00085
+LINEAR_END = 0.0120
+SIGMA_MIN = 0.0292
+SIGMA_MAX = 14.6146
+RHO = 3.0
+
+
+def linear_betas(n: int = NUM_IDX, linear_start: float = LINEAR_START, linear_end: float = LINEAR_END) -> Float64:
+    """The n betas of the schedule called linear: interpolated as square roots, then squared.
+
+    Raises:
+        ScheduleError: n < 1, or not 0 < linear_start <= linear_end < 1.
+
+    Source: the published SDXL config (0.00085 to 0.0120 over 1000 steps).
+    """
+    if n < 1:
+        raise ScheduleError(f"a noise table needs at least one level, not {n}")
+    if not 0 < linear_start <= linear_end < 1:
+        raise ScheduleError(f"linear_start {linear_start} and linear_end {linear_end} must rise between 0 and 1")
+    start, end = math.sqrt(linear_start), math.sqrt(linear_end)
+    roots = _linspace(start, end, n, np.float64)
+    return roots * roots
+
+
+def alpha_bars(betas: Float64) -> Float64:
+    """The share of signal (as variance) left after each step: the running product of 1 - beta."""
+    return np.cumprod(1.0 - betas, dtype=np.float64)
+
+
+def legacy_ddpm_table(
+    num_idx: int = NUM_IDX, linear_start: float = LINEAR_START, linear_end: float = LINEAR_END
+) -> Float32:
+    """All num_idx noise levels, ascending, float32: sigma = sqrt((1 - alpha_bar) / alpha_bar).
+
+    SDXL's run from 0.0292 at timestep 0 to 14.6146 at timestep 999.
+
+    Raises:
+        ScheduleError: as `linear_betas`.
+    """
+    kept = alpha_bars(linear_betas(num_idx, linear_start, linear_end))
+    return np.sqrt(((1.0 - kept) / kept).astype(np.float32))
+
+
+def legacy_ddpm_timesteps(n: int, num_idx: int = NUM_IDX) -> tuple[int, ...]:
+    """The n table indices that legacy DDPM sampling visits, descending; the first is always num_idx - 1.
+
+    Raises:
+        ScheduleError: n < 1 or n > num_idx.
+    """
+    _check_steps(n, num_idx)
+    return tuple(int(t) for t in np.linspace(num_idx - 1, 0, n, endpoint=False))
+
+
+def legacy_ddpm(
+    n: int, num_idx: int = NUM_IDX, linear_start: float = LINEAR_START, linear_end: float = LINEAR_END
+) -> tuple[float, ...]:
+    """A list of n levels of the training table, evenly spaced in timestep, then 0: n + 1 decreasing floats.
+
+    Raises:
+        ScheduleError: n < 1, n > num_idx, or bad betas.
+    """
+    timesteps = legacy_ddpm_timesteps(n, num_idx)
+    table = legacy_ddpm_table(num_idx, linear_start, linear_end)
+    return (*(float(table[t]) for t in timesteps), 0.0)
+
+
+def edm(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> tuple[float, ...]:
+    """Walk from sigma_max to sigma_min in n levels evenly spaced in sigma^(1/rho), then 0: n + 1 decreasing floats.
+
+    rho 1 is a straight line; a higher rho puts more levels at low noise. n = 1 gives sigma_max alone.
+
+    Raises:
+        ScheduleError: n < 1 or n > 1000, not 0 < sigma_min < sigma_max, rho <= 0, a value not finite, or levels so
+            close that float32 cannot tell them apart.
+
+    Source: Karras et al. 2022, arXiv:2206.00364, equation 5.
+    """
+    _check_steps(n, NUM_IDX)
+    if not (math.isfinite(sigma_max) and 0 < sigma_min < sigma_max):
+        raise ScheduleError(
+            f"sigma_min {sigma_min} and sigma_max {sigma_max} must be positive, finite and rise",
+            hint=f"SDXL was trained on {SIGMA_MIN} to {SIGMA_MAX}",
+        )
+    if not (math.isfinite(rho) and rho > 0):
+        raise ScheduleError(f"rho must be a positive number, not {rho}", hint="3 or 7 are usual")
+    try:
+        high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    except OverflowError:
+        raise ScheduleError(f"rho {rho} is too small for sigma_max {sigma_max}", hint="3 or 7 are usual") from None
+    bent = np.float32(high) + _linspace(0.0, 1.0, n, np.float32) * np.float32(low - high)
+    levels = (bent.astype(np.float64) ** rho).astype(np.float32)
+    sigmas = (*(float(s) for s in levels), 0.0)
+    check_sigmas(sigmas)
+    return sigmas
+
+
+def sigma_to_timestep(sigma: float, table: Sequence[float] | Float32) -> int:
+    """Index of the level nearest to sigma by absolute difference; of two as near, the lower.
+
+    Args:
+        sigma: a noise level; beyond the ends of the table the end is nearest.
+        table: ascending levels.
+    """
+    above = bisect_left(table, sigma)
+    if above == 0:
+        return 0
+    if above == len(table) or sigma - float(table[above - 1]) <= float(table[above]) - sigma:
+        return above - 1
+    return above
+
+
+def resolve_sigmas(discretization: DiscretizationConfig, n: int, denoiser: DenoiserConfig) -> tuple[float, ...]:
+    """The n + 1 levels that a run of n steps walks through, decreasing, the last 0; float32 values as Python floats.
+
+    Raises:
+        ScheduleError: the list cannot be made, or an option belongs to another discretization.
+    """
+    given = {k: getattr(discretization, k) for k in ("sigma_min", "sigma_max", "rho")}
+    given = {k: v for k, v in given.items() if v is not None}
+    if discretization.name == "edm":
+        return edm(n, **given)
+    if given:
+        raise ScheduleError(
+            f"{', '.join(given)} cannot be set for the legacy_ddpm discretization", hint="use the edm discretization"
+        )
+    return legacy_ddpm(n, denoiser.num_idx, denoiser.linear_start, denoiser.linear_end)
+
+
+def check_sigmas(sigmas: Sequence[float]) -> None:
+    """Refuse a list that no sampler can walk.
+
+    Raises:
+        ScheduleError: fewer than two levels, a level not finite or negative, or levels that do not strictly decrease.
+    """
+    if len(sigmas) < 2:
+        raise ScheduleError(f"sampling needs at least two noise levels, not {len(sigmas)}")
+    for i, sigma in enumerate(sigmas):
+        if not math.isfinite(sigma) or sigma < 0:
+            raise ScheduleError(f"noise level {i} is {sigma}, not a finite number of at least 0")
+        if i and sigma >= sigmas[i - 1]:
+            raise ScheduleError(
+                f"noise levels must decrease, but level {i - 1} is {sigmas[i - 1]} and level {i} {sigma}"
+            )
+
+
+def _check_steps(n: int, most: int) -> None:
+    if n < 1 or n > most:
+        raise ScheduleError(f"the number of steps must be between 1 and {most}, not {n}")
+
+
+def _linspace(start: float, end: float, n: int, real: type[Real]) -> NDArray[Real]:
+    """The n values from start to end, equal in every bit to torch.linspace on the CPU.
+
+    torch counts each half from its own end and rounds step * i + start once (a fused multiply-add). Exact integer
+    fractions give that rounding on every machine; float32 values come through float64, which holds them exactly.
+    """
+    step = float((real(end) - real(start)) / real(max(n - 1, 1)))
+    step_top, step_bottom = step.as_integer_ratio()
+
+    def fused(base: float, i: int) -> float:
+        top, bottom = base.as_integer_ratio()
+        return (top * step_bottom + step_top * i * bottom) / (bottom * step_bottom)
+
+    half = max(n // 2, 1)
+    return np.array([fused(start, i) if i < half else fused(end, i - (n - 1)) for i in range(n)], dtype=real)
