@@ -81,6 +81,10 @@ class Stage(nn.ModuleList):
         return x
 
 
+def _embedding(c_in: int, c_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(c_in, c_out), nn.SiLU(), nn.Linear(c_out, c_out))
+
+
 class UNet(nn.Module):
     """The network; predicts eps or v, as it was trained.
 
@@ -93,30 +97,20 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         emb_dim = 4 * config.model_channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(config.model_channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim)
-        )
-        label = nn.Sequential(nn.Linear(config.adm_in_channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
-        self.label_emb = nn.Sequential(label)
+        self.time_embed = _embedding(config.model_channels, emb_dim)
+        self.label_emb = nn.Sequential(_embedding(config.adm_in_channels, emb_dim))
 
-        def transformer(channels: int, level: int) -> list[nn.Module]:
-            depth = config.transformer_depth[level]
+        def transformer(channels: int, depth: int) -> list[nn.Module]:
             if depth == 0:
                 return []
+            head_dim, linear = config.num_head_channels, config.use_linear_in_transformer
             return [
-                SpatialTransformer(
-                    channels,
-                    config.context_dim,
-                    depth,
-                    config.num_head_channels,
-                    linear=config.use_linear_in_transformer,
-                    attention=attention,
-                )
+                SpatialTransformer(channels, config.context_dim, depth, head_dim, linear=linear, attention=attention)
             ]
 
-        def stage(c_in: int, c_out: int, level: int) -> list[nn.Module]:
-            attended = 2**level in config.attention_resolutions
-            return [ResBlock(c_in, c_out, emb_dim), *(transformer(c_out, level) if attended else [])]
+        def stage(c_in: int, c_out: int, level: int) -> Stage:
+            depth = config.transformer_depth[level] if 2**level in config.attention_resolutions else 0
+            return Stage([ResBlock(c_in, c_out, emb_dim), *transformer(c_out, depth)])
 
         widths = [config.model_channels * m for m in config.channel_mult]
         last = len(widths) - 1
@@ -125,25 +119,26 @@ class UNet(nn.Module):
         skips = [channels]
         for level, width in enumerate(widths):
             for _ in range(config.num_res_blocks):
-                self.input_blocks.append(Stage(stage(channels, width, level)))
+                self.input_blocks.append(stage(channels, width, level))
                 channels = width
                 skips.append(channels)
             if level < last:
                 self.input_blocks.append(Stage([Downsample(channels)]))
                 skips.append(channels)
 
-        self.middle_block = Stage(
-            [ResBlock(channels, channels, emb_dim), *transformer(channels, last), ResBlock(channels, channels, emb_dim)]
-        )
+        # The refiner has no attention on its lowest level, yet has it here.
+        self.middle_block = Stage([ResBlock(channels, channels, emb_dim)])
+        self.middle_block.extend(transformer(channels, config.transformer_depth[last]))
+        self.middle_block.append(ResBlock(channels, channels, emb_dim))
 
         self.output_blocks = nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
+        for level in range(last, -1, -1):
             for i in range(config.num_res_blocks + 1):
-                layers = stage(channels + skips.pop(), width, level)
+                block = stage(channels + skips.pop(), widths[level], level)
+                channels = widths[level]
                 if level > 0 and i == config.num_res_blocks:
-                    layers.append(Upsample(width))
-                self.output_blocks.append(Stage(layers))
-                channels = width
+                    block.append(Upsample(channels))
+                self.output_blocks.append(block)
 
         self.out = nn.Sequential(
             group_norm(channels, _EPS), nn.SiLU(), zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
