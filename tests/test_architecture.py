@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "sdxl_core.errors": 0,
     "sdxl_core.config": 0,
+    "sdxl_core.typed_toml": 0,
     "sdxl_core.presets": 0,
     "sdxl_core.progress": 0,
     "sdxl_core.resolutions": 0,
@@ -27,6 +28,7 @@ FLOORS = {
     "sdxl_core.engine": 4,
     "sdxl_core.pipeline": 4,
     "sdxl_core.records": 4,
+    "sdxl_core.naming": 4,
     "sdxl_core.output": 4,
     "sdxl_core.training": 4,
     "sdxl_cli": 5,

@@ -1,0 +1,166 @@
+"""Where the arithmetic runs, in which precision, and what happens when memory does not suffice."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from sdxl_core.errors import DeviceError, MemoryExhaustedError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+_ALLOCATION_FAILED = re.compile(r"can't allocate memory|not enough memory|Storage size calculation overflowed")
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device called `name`: auto, cpu, cuda or cuda:N; auto is the first CUDA device, or else the CPU.
+
+    Raises:
+        DeviceError: no such device here, with the reason.
+    """
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", name)
+    if match is None:
+        raise DeviceError(f"unknown device {name!r}", hint="one of: auto, cpu, cuda, cuda:N")
+    if name == "cpu":
+        return torch.device("cpu")
+    reason = _why_no_cuda()
+    if name == "auto":
+        return torch.device("cpu") if reason else torch.device("cuda:0")
+    if reason:
+        raise DeviceError(f"device {name!r} cannot be used: {reason}", hint="--device cpu works everywhere")
+    index, count = int(match[1] or 0), torch.cuda.device_count()
+    if index >= count:
+        raise DeviceError(f"device {name!r} does not exist: there are {count}, counted from cuda:0")
+    return torch.device("cuda", index)
+
+
+def _why_no_cuda() -> str | None:
+    if torch.version.cuda is None:
+        return "this PyTorch was built without CUDA"
+    with warnings.catch_warnings(record=True) as caught:  # a driver that is too old is told by a warning
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if available:
+        return None
+    told = str(caught[0].message).split("(Triggered")[0].strip() if caught else ""
+    return told or "PyTorch finds no NVIDIA driver or no device"
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of network and text towers: auto, float32, float16 or bfloat16.
+
+    auto is float16 on CUDA, bfloat16 on a CPU that multiplies it natively, else float32.
+
+    Raises:
+        DeviceError: no such dtype, or this device does not run it well.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if has_native_bfloat16() else torch.float32
+    if name not in DTYPES:
+        raise DeviceError(f"unknown dtype {name!r}", hint=f"one of: auto, {', '.join(DTYPES)}")
+    dtype = DTYPES[name]
+    if device.type == "cpu" and dtype is torch.float16:
+        raise DeviceError(
+            "float16 cannot be used on the CPU: it is many times slower there than float32, and overflows",
+            hint="--dtype bfloat16 needs as little memory",
+        )
+    if (
+        device.type == "cuda"
+        and dtype is torch.bfloat16
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bfloat16", hint="--dtype float16")
+    return dtype
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this CPU has bfloat16 dot products in hardware; without them float32 is faster."""
+    # The oldest PyTorch that we run on cannot tell.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(bool(capabilities.get(name)) for name in _NATIVE_BFLOAT16)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float16` of `torch.float16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def free_memory_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Memory that can still be had on `device`, or None where the system does not say.
+
+    On the CPU the smaller of what the machine and what this process' control group have left.
+
+    Args:
+        device: cpu or cuda.
+        root: where `proc` and `sys` are.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        available = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    if available is None:
+        return None
+    group = _free_in_group(root / "sys/fs/cgroup")
+    machine = int(available[1]) * 1024
+    return machine if group is None else min(machine, group)
+
+
+def _free_in_group(folder: Path) -> int | None:
+    """Bytes below the limit of a control group (version 2), page cache not counted; None without a limit."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        cache = re.search(r"^file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(0, int(limit) - used + (int(cache[1]) if cache else 0))
+
+
+def require_memory(needed_bytes: int, device: torch.device, doing: str, hint: str) -> None:
+    """Refuse work that cannot fit, before the operating system kills the process for it.
+
+    Raises:
+        MemoryExhaustedError: says what is needed and what is free.
+    """
+    free = free_memory_bytes(device)
+    if free is not None and needed_bytes > free:
+        raise MemoryExhaustedError(
+            f"not enough memory for {doing}: about {_gb(needed_bytes)} are needed, {_gb(free)} are free on {device}",
+            hint=hint,
+        )
+
+
+@contextmanager
+def memory_guard(device: torch.device, doing: str, hint: str) -> Iterator[None]:
+    """Turn every way of running out of memory into one error with numbers.
+
+    Raises:
+        MemoryExhaustedError: the block ran out of memory on the device or the host.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _exhausted(device, doing, hint) from error
+    except RuntimeError as error:
+        # The CPU allocator of PyTorch has no exception class of its own.
+        if _ALLOCATION_FAILED.search(str(error)) is None:
+            raise
+        raise _exhausted(device, doing, hint) from error
+
+
+def _exhausted(device: torch.device, doing: str, hint: str) -> MemoryExhaustedError:
+    free = free_memory_bytes(device)
+    left = "" if free is None else f": {_gb(free)} are free on {device}"
+    return MemoryExhaustedError(f"out of memory while {doing}{left}", hint=hint)
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,324 @@
+"""Everything that one picture depends on, as one frozen value. Imports no torch.
+
+A plan is what `--dry-run` prints, what the pipeline runs and what a picture carries, so that it can be made again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from sdxl_core.conditioning.request import ConditionRequest
+from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
+from sdxl_core.config import (
+    Config,
+    DenoiserConfig,
+    DiscretizationConfig,
+    Finite,
+    GuiderConfig,
+    ModelConfig,
+    Positive,
+    SamplerConfig,
+    SizeEmbedderConfig,
+)
+from sdxl_core.diffusion.discretization import resolve_sigmas
+from sdxl_core.diffusion.samplers import check_options, model_calls
+from sdxl_core.errors import UsageError
+from sdxl_core.presets import FLAGS, Preset
+from sdxl_core.resolutions import Size, nearest_resolution
+
+LARGEST_SEED = 2**64 - 1
+LARGEST_SIDE = 16384
+
+Crop = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+PositiveSize = tuple[Positive, Positive]
+Choice = TypeVar("Choice", SamplerConfig, DiscretizationConfig)
+
+
+class Plan(Config):
+    """One picture; sizes are (height, width), made valid by `build_plan`.
+
+    Args:
+        model: name of the model preset.
+        file: name of the model file, and its sha256 where it is known.
+        vae: name of a separate first stage's file, or None for the one in the model file.
+        prompt: read by both text towers, or by the first alone where `prompt_2` is given for the second.
+        negative: likewise; see `empty_negative`.
+        empty_negative: whether an empty negative prompt becomes zeros, as the base was trained, or is encoded.
+        seed: of everything random in this picture.
+        size: of the picture in pixels.
+        original_size, crop_coords_top_left, target_size: what the network is told about the picture.
+        aesthetic_score: 0 to 10, read by the refiner only, as is `negative_aesthetic_score`.
+        denoiser: preconditioning and trained noise levels of the model.
+        device, dtype, attention: `auto` until an engine has resolved them; the device by kind, without its number.
+    """
+
+    model: str
+    file: str
+    file_sha256: str | None = None
+    vae: str | None = None
+    vae_sha256: str | None = None
+    prompt: str
+    prompt_2: str | None = None
+    negative: str = ""
+    negative_2: str | None = None
+    empty_negative: Literal["zeros", "encode"] = "zeros"
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+    size: PositiveSize
+    original_size: PositiveSize
+    crop_coords_top_left: Crop = (0, 0)
+    target_size: PositiveSize
+    aesthetic_score: Finite = 6.0
+    negative_aesthetic_score: Finite = 2.5
+    steps: Positive
+    sampler: SamplerConfig = SamplerConfig()
+    discretization: DiscretizationConfig = DiscretizationConfig()
+    guider: GuiderConfig = GuiderConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "auto"
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> Self:
+        check_options(self.sampler.name, self.sampler.options())
+        self.sigmas()
+        return self
+
+    def sigmas(self) -> tuple[float, ...]:
+        """The steps + 1 noise levels, decreasing, the last 0."""
+        return resolve_sigmas(self.discretization, self.steps, self.denoiser)
+
+    def model_calls(self) -> int:
+        """Evaluations of the network that this picture takes; cond and uncond together are one."""
+        return model_calls(self.sampler.name, self.sigmas(), self.sampler.options())
+
+    def request(self) -> ConditionRequest:
+        """What the picture shall show."""
+        return self._request(self.prompt, self.prompt_2, self.aesthetic_score)
+
+    def negative_request(self) -> ConditionRequest:
+        """What guidance moves away from; the sizes are those of the picture."""
+        return self._request(self.negative, self.negative_2, self.negative_aesthetic_score)
+
+    def _request(self, prompt: str, prompt_2: str | None, aesthetic_score: float) -> ConditionRequest:
+        return ConditionRequest(
+            prompt, prompt_2, self.original_size, self.crop_coords_top_left, self.target_size, aesthetic_score
+        )
+
+    @property
+    def zero_negative(self) -> bool:
+        """Whether the text of the unconditional side is zeros instead of an encoding."""
+        return self.empty_negative == "zeros" and not self.negative and not self.negative_2
+
+    def with_seed(self, seed: int) -> Self:
+        """The same picture from another seed, 0 .. 2^64 - 1."""
+        check_seed(seed)
+        return self.model_copy(update={"seed": seed})
+
+    def shares_batch(self, other: "Plan") -> bool:
+        """Whether both can be sampled in one batch: all that is not a matter of one row alone is equal."""
+        rows = {"prompt", "prompt_2", "negative", "negative_2", "seed", "original_size", "crop_coords_top_left"}
+        rows |= {"target_size", "aesthetic_score", "negative_aesthetic_score"}
+        return self.model_dump(exclude=rows) == other.model_dump(exclude=rows)
+
+    def to_json(self) -> str:
+        """One line of JSON; `from_json` gives back an equal plan."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Plan":
+        """Read what `to_json` wrote.
+
+        Raises:
+            UsageError: it is no JSON, not a plan, or a plan that cannot be run.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(step) for step in first["loc"])
+            raise UsageError(f"this is no plan: {f'{place}: ' if place else ''}{first['msg']}") from None
+
+
+def build_plan(
+    preset: Preset,
+    prompt: str,
+    *,
+    prompt_2: str | None = None,
+    negative_2: str | None = None,
+    seed: int = 0,
+    aspect: float | None = None,
+    file: str | None = None,
+    file_sha256: str | None = None,
+    vae: str | None = None,
+    vae_sha256: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str = "auto",
+    allow_empty_prompt: bool = False,
+) -> Plan:
+    """Join a preset with what is particular to one picture, and check that it can be made.
+
+    Whatever a recipe can say (steps, size, guidance, sampler, ...) is in the preset already, flags included: see the
+    overrides of `load_preset`.
+
+    Args:
+        preset: the model and how to run it.
+        prompt: what to draw.
+        prompt_2: read by the second text tower instead; None for the same.
+        negative_2: likewise for the negative prompt.
+        seed: 0 .. 2^64 - 1.
+        aspect: width / height; takes the nearest of the published sizes instead of the preset's size.
+        file: name of the model file, None for the published one; its sha256 is then the published one too.
+        file_sha256: of `file`, where it is known.
+        vae: name of a separate first stage's file.
+        vae_sha256: of `vae`, where it is known.
+        device: auto, cpu, cuda or cuda:N.
+        dtype: auto, float32, float16 or bfloat16.
+        attention: auto or the name of a backend.
+        allow_empty_prompt: an empty prompt is meant.
+
+    Raises:
+        UsageError: a value that cannot be honoured, with what could be instead.
+    """
+    model, recipe = preset.model, preset.recipe
+    texts = {"prompt": prompt, "prompt_2": prompt_2, "negative": recipe.negative, "negative_2": negative_2}
+    check_texts(texts, allow_empty_prompt=allow_empty_prompt)
+    check_seed(seed)
+    size = _size(preset, aspect)
+    if file is None:
+        file, file_sha256 = model.file.name, model.file.sha256
+    return Plan(
+        model=model.name,
+        file=file,
+        file_sha256=file_sha256,
+        vae=vae,
+        vae_sha256=vae_sha256,
+        prompt=prompt,
+        prompt_2=prompt_2,
+        negative=recipe.negative,
+        negative_2=negative_2,
+        empty_negative="zeros" if model.kind == "base" else "encode",
+        seed=seed,
+        size=size,
+        original_size=recipe.original_size or size,
+        crop_coords_top_left=recipe.crop_coords_top_left,
+        target_size=recipe.target_size or size,
+        aesthetic_score=recipe.aesthetic_score,
+        negative_aesthetic_score=recipe.negative_aesthetic_score,
+        steps=recipe.steps,
+        sampler=_as_flagged(preset, "sampler", recipe.sampler),
+        discretization=_as_flagged(preset, "discretization", recipe.discretization),
+        guider=_guider(preset),
+        denoiser=model.denoiser,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+    )
+
+
+def batches(plans: Sequence[Plan], largest: int) -> Iterator[tuple[Plan, ...]]:
+    """The plans in their order, in groups of at most `largest` neighbours that can be sampled together."""
+    group: list[Plan] = []
+    for plan in plans:
+        if group and (len(group) == largest or not group[0].shares_batch(plan)):
+            yield tuple(group)
+            group = []
+        group.append(plan)
+    if group:
+        yield tuple(group)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """How long one text of a plan is.
+
+    Args:
+        text: prompt, prompt_2, negative or negative_2.
+        tokens: in the text tower where it is longest.
+        lost: tokens at the end that no tower reads, because only 75 fit.
+    """
+
+    text: str
+    tokens: int
+    lost: int
+
+
+def token_report(plan: Plan, model: ModelConfig) -> tuple[TokenCount, ...]:
+    """Count the tokens of every text that the towers of `model` read; some 30 ms for the vocabulary."""
+    tokens: dict[str, int] = {}
+    for embedder in model.conditioner.embedders:
+        if isinstance(embedder, SizeEmbedderConfig):
+            continue
+        tokenizer = Tokenizer(embedder.kind)
+        for first, second in (("prompt", "prompt_2"), ("negative", "negative_2")):
+            name = second if embedder.kind == "open_clip" and getattr(plan, second) is not None else first
+            tokens[name] = max(tokens.get(name, 0), tokenizer.count(getattr(plan, name)))
+    return tuple(TokenCount(name, count, max(0, count - MAX_TOKENS)) for name, count in tokens.items())
+
+
+def check_texts(texts: Mapping[str, str | None], *, allow_empty_prompt: bool = False) -> None:
+    """Refuse texts that are no text, and a prompt that says nothing.
+
+    Raises:
+        UsageError: names the text.
+    """
+    for name, text in texts.items():
+        try:
+            (text or "").encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the {name} is not valid UTF-8: character {error.start + 1} cannot be read", hint="save it as UTF-8"
+            ) from None
+    if not allow_empty_prompt and not (texts["prompt"] or "").strip() and not (texts["prompt_2"] or "").strip():
+        raise UsageError("the prompt is empty", hint="say what to draw")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes.
+
+    Raises:
+        UsageError: not in 0 .. 2^64 - 1.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(f"the seed {seed} is not between 0 and {LARGEST_SEED} (2^64 - 1)")
+
+
+def check_size(size: Size, model: ModelConfig) -> None:
+    """Refuse a size that the first stage of `model` cannot divide into latents.
+
+    Every multiple of 8 works in SDXL: where a level of the network is odd, the way up stretches to that level's size.
+
+    Raises:
+        UsageError: says the nearest size that works.
+    """
+    factor = model.first_stage.factor
+    near = tuple(min(max(round(side / factor), 1) * factor, LARGEST_SIDE) for side in size)
+    if near != size:
+        reason = f"is larger than {LARGEST_SIDE}" if max(size) > LARGEST_SIDE else f"does not divide by {factor}"
+        raise UsageError(f"the size {size[1]}x{size[0]} {reason}", hint=f"try {near[1]}x{near[0]}")
+
+
+def _size(preset: Preset, aspect: float | None) -> Size:
+    size = preset.recipe.size or preset.model.native_size
+    if aspect is not None:
+        if preset.origins.get("recipe.size") == FLAGS:
+            raise UsageError("a size and an aspect were given", hint="give one of the two")
+        size = nearest_resolution(aspect, preset.model)
+    check_size(size, preset.model)
+    return size
+
+
+def _as_flagged(preset: Preset, table: str, config: Choice) -> Choice:
+    """Where a flag named a sampler or discretization, options that the preset gave for its own choice fall away."""
+    given = {key for key in type(config).model_fields if preset.origins.get(f"recipe.{table}.{key}") == FLAGS}
+    return type(config)(**config.model_dump(include=given)) if "name" in given else config
+
+
+def _guider(preset: Preset) -> GuiderConfig:
+    guider = preset.recipe.guider
+    if guider.name == "identity" and preset.origins.get("recipe.guider.scale") == FLAGS:
+        raise UsageError(f"preset {preset.name!r} runs without guidance, so a guidance scale has no effect")
+    return guider
