@@ -1,5 +1,6 @@
 """Attention kernels as one table: each entry knows what it cannot do and says so in words."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,19 +16,23 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """softmax(q k^T / sqrt(d)) v; q (b, heads, n, d), k and v (b, heads, m, d) -> (b, heads, n, d)."""
 
 
+WhyNot = Callable[[torch.device, torch.dtype, int], str | None]
+"""(device, dtype, head size) -> a reason to refuse, or None."""
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionBackend:
     """One way to compute attention.
 
     Args:
-        name: what `--attention` calls it.
+        name: what a user calls it.
         fn: the kernel.
         why_not: (device, dtype, head size) -> the reason why the kernel cannot run there, or None if it can.
     """
 
     name: str
     fn: Attention
-    why_not: Callable[[torch.device, torch.dtype, int], str | None]
+    why_not: WhyNot
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -51,11 +56,7 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _anywhere(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    return None
-
-
-def _why_not_cuda(device: torch.device) -> str | None:
+def _on_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     if device.type != "cuda":
         return f"it needs a CUDA device, this one is {device.type}"
     if not torch.cuda.is_available():
@@ -63,52 +64,79 @@ def _why_not_cuda(device: torch.device) -> str | None:
     return None
 
 
-_HALF = (torch.float16, torch.bfloat16)
+def _on_ampere(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    if reason := _on_cuda(device, dtype, head_dim):
+        return reason
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"it needs compute capability 8.0, this GPU has {major}.{minor}"
 
 
-def _why_not_half(dtype: torch.dtype) -> str | None:
-    return (
-        None if dtype in _HALF else f"it computes in float16 and bfloat16 only, not {str(dtype).removeprefix('torch.')}"
-    )
+def _in(*dtypes: torch.dtype) -> WhyNot:
+    def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        names = " and ".join(str(known).removeprefix("torch.") for known in dtypes)
+        return None if dtype in dtypes else f"it computes in {names} only, not in {str(dtype).removeprefix('torch.')}"
+
+    return why_not
 
 
-def _why_not_head(head_dim: int, largest: int, multiple: int = 1) -> str | None:
-    if head_dim > largest:
-        return f"its heads are at most {largest} wide, this one is {head_dim}"
-    if head_dim % multiple:
-        return f"its heads are a multiple of {multiple} wide, this one is {head_dim}"
-    return None
-
-
-def _why_not_cudnn(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    return _why_not_cuda(device) or _why_not_half(dtype) or _why_not_head(head_dim, 128, 8)
-
-
-def _why_not_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    if device.type == "cpu":  # PyTorch's kernel of that name for the CPU takes every floating dtype and head size
+def _heads(*, largest: int = 2**16, multiple: int = 1) -> WhyNot:
+    def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        if head_dim > largest:
+            return f"its heads are at most {largest} wide, this one is {head_dim}"
+        if head_dim % multiple:
+            return f"the width of its heads is a multiple of {multiple}, this one is {head_dim}"
         return None
-    return _why_not_cuda(device) or _why_not_half(dtype) or _why_not_head(head_dim, 256)
+
+    return why_not
 
 
-def _why_not_efficient(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    return _why_not_cuda(device)
-
-
-def _why_not_xformers(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def _imports_xformers(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     try:
         import xformers.ops  # noqa: F401
     except Exception as error:  # a build for another PyTorch fails in ways of its own
         return f"xformers cannot be imported ({type(error).__name__}: {error})"
-    return _why_not_cuda(device) or _why_not_half(dtype) or _why_not_head(head_dim, 256, 8)
+    return None
 
+
+def _trial(fn: Attention) -> WhyNot:
+    def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        q = torch.zeros(1, 1, 8, head_dim, device=device, dtype=dtype)
+        try:
+            with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+                fn(q, q, q)
+        except (RuntimeError, NotImplementedError) as error:
+            return f"a trial run failed ({str(error).strip().splitlines()[0]})"
+        return None
+
+    return why_not
+
+
+def _backend(name: str, fn: Attention, *rules: WhyNot) -> AttentionBackend:
+    def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        # The rules have the better words; the trial knows what this build, driver and GPU can really do.
+        reasons = (rule(device, dtype, head_dim) for rule in (*rules, _trial(fn)))
+        return next((reason for reason in reasons if reason is not None), None)
+
+    return AttentionBackend(name, fn, why_not)
+
+
+def _flash_rules(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    if device.type == "cpu":  # PyTorch has a CPU kernel of that name, without these limits
+        return None
+    rules = (_on_ampere, _in(torch.float16, torch.bfloat16), _heads(largest=256))
+    return next((reason for rule in rules if (reason := rule(device, dtype, head_dim))), None)
+
+
+_CUDNN, _FLASH = _only(SDPBackend.CUDNN_ATTENTION), _only(SDPBackend.FLASH_ATTENTION)
+_EFFICIENT, _MATH = _only(SDPBackend.EFFICIENT_ATTENTION), _only(SDPBackend.MATH)
 
 _TABLE = (
-    AttentionBackend("sdpa", sdpa, _anywhere),
-    AttentionBackend("cudnn", _only(SDPBackend.CUDNN_ATTENTION), _why_not_cudnn),
-    AttentionBackend("flash", _only(SDPBackend.FLASH_ATTENTION), _why_not_flash),
-    AttentionBackend("efficient", _only(SDPBackend.EFFICIENT_ATTENTION), _why_not_efficient),
-    AttentionBackend("xformers", _xformers, _why_not_xformers),
-    AttentionBackend("math", _only(SDPBackend.MATH), _anywhere),
+    _backend("sdpa", sdpa),
+    _backend("cudnn", _CUDNN, _on_ampere, _in(torch.float16, torch.bfloat16), _heads(largest=256, multiple=8)),
+    _backend("flash", _FLASH, _flash_rules),
+    _backend("efficient", _EFFICIENT, _on_cuda, _in(torch.float16, torch.bfloat16, torch.float32), _heads(multiple=4)),
+    _backend("xformers", _xformers, _imports_xformers, _on_cuda),
+    _backend("math", _MATH),
 )
 
 BACKENDS: Mapping[str, AttentionBackend] = MappingProxyType({backend.name: backend for backend in _TABLE})
@@ -127,7 +155,7 @@ def resolve_attention(name: str, device: torch.device, dtype: torch.dtype, head_
         DeviceError: no such backend, or it refuses this device, dtype or head size.
     """
     if name == "auto":
-        return BACKENDS["sdpa"]
+        return BACKENDS["sdpa"]  # PyTorch's own choice by device and shape; on a Hopper GPU that is cuDNN
     if name not in BACKENDS:
         raise DeviceError(f"unknown attention backend {name!r}", hint=f"one of: auto, {', '.join(BACKENDS)}")
     backend = BACKENDS[name]

@@ -38,5 +38,7 @@ def sinusoid(values: Tensor, features: int, max_period: float = 10000.0) -> Tens
     """
     half = features // 2
     steps = torch.arange(half, dtype=torch.float32, device=values.device)
-    angles = values.float()[:, None] * torch.exp(steps * (-math.log(max_period) / half))
+    # Multiplied, then divided: the order in which the published models had their frequencies rounded.
+    frequencies = torch.exp(-math.log(max_period) * steps / half)
+    angles = values.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

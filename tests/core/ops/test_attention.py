@@ -1,0 +1,106 @@
+"""Every attention backend against the formula, and in its own words where it refuses."""
+
+import sys
+
+import pytest
+import torch
+from support_networks import randn, relative_error
+from torch import Tensor
+
+from sdxl_core.errors import DeviceError
+from sdxl_core.ops.attention import BACKENDS, resolve_attention
+
+CPU = torch.device("cpu")
+ON_CPU = ["sdpa", "flash", "math"]
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return weights @ v / weights.sum(-1, keepdim=True)
+
+
+def draw(heads: int, head_dim: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    """Queries from 33 places and keys and values from 7, strided as the networks have them."""
+    shapes = [(2, n, heads, head_dim) for n in (33, 7, 7)]
+    return [randn(*shape, seed=i).to(device, dtype).transpose(1, 2) for i, shape in enumerate(shapes)]
+
+
+def test_cpu_backends_are_the_expected_ones() -> None:
+    assert [name for name, backend in BACKENDS.items() if backend.why_not(CPU, torch.float32, 64) is None] == ON_CPU
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)]
+)
+@pytest.mark.parametrize(("heads", "head_dim"), [(5, 64), (3, 10), (1, 512)])
+@pytest.mark.parametrize("name", ON_CPU)
+def test_equals_the_formula(name: str, heads: int, head_dim: int, dtype: torch.dtype, bound: float) -> None:
+    q, k, v = draw(heads, head_dim, dtype)
+    out = resolve_attention(name, CPU, dtype, head_dim).fn(q, k, v)
+    assert out.dtype == dtype
+    assert relative_error(out, formula(q, k, v)) <= bound
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_gradients_equal_the_formula(name: str) -> None:
+    tensors = [t.requires_grad_() for t in draw(2, 16, torch.float64)]
+    ours = torch.autograd.grad(BACKENDS[name].fn(*tensors).square().sum(), tensors)
+    theirs = torch.autograd.grad(formula(*tensors).square().sum(), tensors)
+    assert all(relative_error(a, b) <= 1e-12 for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("head_dim", [16, 64, 512])
+def test_auto_picks_something_that_runs(head_dim: int) -> None:
+    q, k, v = draw(1, head_dim, torch.float32)
+    assert relative_error(resolve_attention("auto", CPU, torch.float32, head_dim).fn(q, k, v), formula(q, k, v)) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["cudnn", "efficient"])
+def test_cuda_backend_says_that_it_needs_cuda(name: str) -> None:
+    with pytest.raises(
+        DeviceError, match=f"'{name}' cannot be used: it needs a CUDA device, this one is cpu"
+    ) as caught:
+        resolve_attention(name, CPU, torch.float16, 64)
+    assert caught.value.hint == "leave the choice to auto"
+
+
+def test_cuda_device_without_cuda_is_said() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert BACKENDS["flash"].why_not(torch.device("cuda"), torch.float16, 64) == "PyTorch finds no CUDA device"
+
+
+def test_xformers_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    reason = BACKENDS["xformers"].why_not(CPU, torch.float16, 64)
+    assert reason is not None
+    assert reason.startswith("xformers cannot be imported (ModuleNotFoundError: ")
+
+
+def test_dtype_that_no_kernel_takes_is_found_by_trial() -> None:
+    reason = BACKENDS["flash"].why_not(CPU, torch.int64, 64)
+    assert reason is not None
+    assert reason.startswith("a trial run failed (")
+
+
+def test_unknown_name_lists_the_known() -> None:
+    with pytest.raises(DeviceError, match="unknown attention backend 'flesh'") as caught:
+        resolve_attention("flesh", CPU, torch.float32, 64)
+    assert caught.value.hint == "one of: auto, sdpa, cudnn, flash, efficient, xformers, math"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("head_dim", [16, 64, 512])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_on_cuda_equals_the_formula_or_refuses(name: str, head_dim: int, dtype: torch.dtype) -> None:
+    backend = BACKENDS[name]
+    if reason := backend.why_not(torch.device("cuda"), dtype, head_dim):
+        assert name not in ("sdpa", "math")
+        assert "trial run" not in reason
+        pytest.skip(reason)
+    q, k, v = draw(2, head_dim, dtype, "cuda")
+    assert relative_error(backend.fn(q, k, v), formula(q, k, v)) <= (1e-2 if dtype == torch.bfloat16 else 5e-3)
