@@ -43,6 +43,14 @@ class NetworkConfig(Config):
             raise ValueError(
                 f"transformer_depth has {len(self.transformer_depth)} entries, channel_mult {len(self.channel_mult)}"
             )
+        last = len(self.channel_mult) - 1
+        for level, (mult, depth) in enumerate(zip(self.channel_mult, self.transformer_depth, strict=True)):
+            attended = depth > 0 and (2**level in self.attention_resolutions or level == last)
+            if attended and mult * self.model_channels % self.num_head_channels:
+                raise ValueError(
+                    f"num_head_channels {self.num_head_channels} does not divide the "
+                    f"{mult * self.model_channels} channels of level {level}"
+                )
         return self
 
 
@@ -78,6 +86,11 @@ class DenoiserConfig(Config):
     quantize: bool = True
 
 
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of heads {heads}")
+
+
 class ClipTextConfig(Config):
     """A CLIP text tower in the Hugging Face layout (ViT-L/14 of the base)."""
 
@@ -89,6 +102,13 @@ class ClipTextConfig(Config):
     layer_idx: Positive = 11  # hidden state after that many layers, without the final norm
     ucg_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
 
+    @model_validator(mode="after")
+    def _layers_and_heads_fit(self) -> "ClipTextConfig":
+        _check_heads(self.width, self.heads)
+        if self.layer_idx > self.layers:
+            raise ValueError(f"layer_idx {self.layer_idx} is beyond the last of {self.layers} layers")
+        return self
+
 
 class OpenClipTextConfig(Config):
     """A CLIP text tower in the open_clip layout (ViT-bigG-14); gives crossattn and the pooled vector."""
@@ -99,6 +119,11 @@ class OpenClipTextConfig(Config):
     layers: Positive = 32
     heads: Positive = 20
     ucg_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "OpenClipTextConfig":
+        _check_heads(self.width, self.heads)
+        return self
 
 
 class SizeEmbedderConfig(Config):
@@ -146,7 +171,9 @@ class ModelConfig(Config):
     def _widths_agree(self) -> "ModelConfig":
         crossattn = sum(e.width for e in self.conditioner.embedders if not isinstance(e, SizeEmbedderConfig))
         if crossattn != self.network.context_dim:
-            raise ValueError(f"the text towers give {crossattn} features, network.context_dim is {self.network.context_dim}")
+            raise ValueError(
+                f"the text towers give {crossattn} features, network.context_dim is {self.network.context_dim}"
+            )
         numbers = {"aesthetic_score": 1}
         vector = sum(
             e.outdim * numbers.get(e.input_key, 2)
@@ -155,7 +182,9 @@ class ModelConfig(Config):
             for e in self.conditioner.embedders
         )
         if vector != self.network.adm_in_channels:
-            raise ValueError(f"the embedders give a vector of {vector}, network.adm_in_channels is {self.network.adm_in_channels}")
+            raise ValueError(
+                f"the embedders give a vector of {vector}, network.adm_in_channels is {self.network.adm_in_channels}"
+            )
         return self
 
 

@@ -90,7 +90,7 @@ class Conditioner(nn.Module):
         return tuple(features.rows(index.to(features.hidden.device)) for features in encoded)
 
     def numbers(self, requests: Sequence[ConditionRequest]) -> dict[str, Tensor]:
-        """What `assemble` takes: input key to (b, d) float32; d is 2 for sizes and crop, height first, 1 for the score."""
+        """What `assemble` takes: input key to (b, d) float32; d is 2 for sizes and crop (height first), else 1."""
         values = {
             e.input_key: [getattr(request, e.input_key) for request in requests]
             for e in self.config.embedders

@@ -7,7 +7,8 @@ spelling of the special tokens, and in the padding:
   Older, slow versions of that class also ran ftfy where it was installed; this one never does.
 - `open_clip` (ViT-bigG) does what open_clip's SimpleTokenizer does: ftfy, HTML entities twice, whitespace, lower case.
 
-On plain ASCII without `&` both give the same tokens.
+On plain ASCII without `&` and `<` both give the same tokens. Letters newer than Unicode 14 may be split otherwise than
+by a reference built with other Unicode tables.
 
 Source: Radford et al. 2021, section 2.4; the vocabulary lies in the open_clip package.
 """
@@ -17,13 +18,11 @@ import heapq
 import html
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
-
-import regex
 
 from sdxl_core.errors import SdxlError
 
@@ -38,7 +37,7 @@ Rules = Literal["clip", "open_clip"]
 _VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49152 - 256 - 2
 _WORD_END = "</w>"
-_PLAIN = re.compile(r"[ -%'-~\t\n\r]*")  # printable ASCII without "&": ftfy and HTML leave it as it is
+_PLAIN = re.compile(r"[ -%'-;=-~\t\n\r]*")  # printable ASCII without "&" and "<": cleaning leaves it as it is
 _PLAIN_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _SPECIALS: Mapping[Rules, Mapping[str, int]] = {
@@ -81,7 +80,8 @@ def _byte_symbols() -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(symbols[b] for b in range(256)), tuple(ids[b] for b in range(256))
 
 
-def _join_pairs(word: bytes) -> list[int]:
+@lru_cache(maxsize=4096)
+def _join_pairs(word: bytes) -> tuple[int, ...]:
     """Token ids of one word: the pair with the smallest id is joined first, from left to right.
 
     A heap over a linked list keeps this n log n, so that a prompt of one endless word cannot hang the program.
@@ -116,21 +116,24 @@ def _join_pairs(word: bytes) -> list[int]:
             previous[following[left]] = left
         offer(previous[left])
         offer(left)
-    return [i for i, part in zip(ids, parts, strict=True) if part is not None]
+    return tuple(i for i, part in zip(ids, parts, strict=True) if part is not None)
 
 
 @lru_cache(maxsize=2)
-def _words(rules: Rules) -> "regex.Pattern[str]":
-    if rules == "open_clip":
-        return regex.compile(f"<start_of_text>|<end_of_text>|{_WORDS}", regex.IGNORECASE)
-    return regex.compile(_WORDS)
+def _words_in(rules: Rules) -> Callable[[str], list[str]]:
+    import regex  # 15 ms that a plain prompt need not wait for; the standard library knows no letters beyond ASCII
+
+    specials = "|".join(re.escape(special) for special in _SPECIALS[rules])
+    flags = regex.IGNORECASE if rules == "open_clip" else 0
+    find: Callable[[str], list[str]] = regex.compile(f"{specials}|{_WORDS}", flags).findall
+    return find
 
 
 def _split_open_clip(text: str) -> list[str]:
     import ftfy  # 35 ms that a plain prompt need not wait for
 
     clean = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return list(_words("open_clip").findall(" ".join(clean.split()).lower()))
+    return _words_in("open_clip")(" ".join(clean.split()).lower())
 
 
 def _split_clip(text: str) -> Iterator[str]:
@@ -140,7 +143,9 @@ def _split_clip(text: str) -> Iterator[str]:
         else:
             # Letter by letter as the reference does, so that a final sigma is not treated apart.
             lower = "".join(map(str.lower, unicodedata.normalize("NFC", part)))
-            yield from _words("clip").findall(lower)
+            for word in _words_in("clip")(lower):
+                # A special token written in capitals is not special, yet the reference cuts it off what follows.
+                yield from ("<|", word[2:-2], "|>") if word in _SPECIALS["clip"] else (word,)
 
 
 class Tokenizer:
@@ -157,7 +162,6 @@ class Tokenizer:
         self.rules: Rules = rules
         self.pad_token = END if rules == "clip" else 0
         _merge_ids()
-        self._word_ids = lru_cache(maxsize=4096)(_join_pairs)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the whole prompt, of any length, without the start and the end token."""
@@ -179,13 +183,13 @@ class Tokenizer:
         ids = [START, *self.encode(text)[:MAX_TOKENS], END]
         return ids + [self.pad_token] * (CONTEXT_LENGTH - len(ids))
 
-    def _ids_of(self, word: str) -> tuple[int, ...] | list[int]:
+    def _ids_of(self, word: str) -> tuple[int, ...]:
         special = _SPECIALS[self.rules].get(word)
         # A lone surrogate (an undecodable byte of a command line) has no UTF-8 form; it becomes a question mark.
-        return [special] if special is not None else self._word_ids(word.encode("utf-8", errors="replace"))
+        return (special,) if special is not None else _join_pairs(word.encode("utf-8", errors="replace"))
 
     def _split(self, text: str) -> Iterator[str]:
-        if _PLAIN.fullmatch(text) and "<" not in text:
+        if _PLAIN.fullmatch(text):
             yield from _PLAIN_WORDS.findall(text.lower())
         elif self.rules == "clip":
             yield from _split_clip(text)
