@@ -1,0 +1,224 @@
+"""What a picture says about how it was made: written into it, and read back from any file. Imports no torch.
+
+A record holds what the picture depends on and nothing that differs from run to run, so that the same plan on the same
+machine gives the same bytes.
+"""
+
+import html
+import io
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydantic import Field
+
+from sdxl_core.config import Config
+from sdxl_core.errors import OutputError
+from sdxl_core.plan import Plan
+
+PARAMETERS_KEY = "parameters"
+RECORD_KEY = "sdxl"
+XMP_KEY = "XML:com.adobe.xmp"
+AI_MARK = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+USER_COMMENT, EXIF_IFD, SOFTWARE = 0x9286, 0x8769, 0x0131
+UNICODE_COMMENT = b"UNICODE\0"
+
+# Names that other tools know, from the `parameters` text of AUTOMATIC1111's web UI and its readers.
+_SAMPLER_NAMES = {
+    "euler": "Euler",
+    "heun": "Heun",
+    "euler_ancestral": "Euler a",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
+    "dpmpp_2m": "DPM++ 2M",
+    "lms": "LMS",
+}
+_PAIR = re.compile(r'\s*([\w +/()-]{1,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+
+
+class Weights(Config):
+    """One file of weights: `sha256` of the whole file, None where it was not computed."""
+
+    role: Literal["model", "vae"]
+    name: str
+    sha256: str | None = None
+
+
+class Record(Config):
+    """Everything that is written into a picture.
+
+    Args:
+        software: name and version of the program.
+        plan: what was asked for, with device, dtype and attention as they were resolved.
+        sigmas: the noise levels walked through, decreasing, the last 0.
+        model_calls: evaluations of the network.
+        weights: the files that were read.
+        versions: of Python, torch and the device's driver libraries.
+        device_name: of the hardware.
+    """
+
+    format: Literal[1] = 1
+    software: str
+    plan: Plan
+    sigmas: tuple[float, ...]
+    model_calls: int
+    weights: tuple[Weights, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
+    device_name: str = ""
+
+    def to_json(self) -> str:
+        """One line of ASCII: no control or foreign character can get lost on its way through a metadata field."""
+        return json.dumps(self.model_dump(mode="json"), ensure_ascii=True, separators=(",", ":"))
+
+
+def parameters_text(record: Record) -> str:
+    """The record as the text that AUTOMATIC1111's web UI writes and most tools read."""
+    plan, guider = record.plan, record.plan.guider
+    pairs: dict[str, object] = {
+        "Steps": plan.steps,
+        "Sampler": _SAMPLER_NAMES.get(plan.sampler.name, plan.sampler.name),
+        **_schedule(plan),
+        "CFG scale": f"{guider.scale:g}" if guider.name == "vanilla_cfg" else 1,
+        "Seed": plan.seed,
+        "Size": f"{plan.size[1]}x{plan.size[0]}",
+    }
+    for weights in record.weights:
+        hash_key, name_key = ("Model hash", "Model") if weights.role == "model" else ("VAE hash", "VAE")
+        if weights.sha256:
+            pairs[hash_key] = weights.sha256[:10]
+        pairs[name_key] = weights.name.removesuffix(".safetensors") if weights.role == "model" else weights.name
+    options = plan.sampler.options()
+    pairs |= {key: options[name] for name, key in (("s_churn", "Sigma churn"), ("eta", "Eta")) if name in options}
+    pairs |= {"RNG": "CPU", "Version": record.software}
+    lines = [plan.prompt]
+    if plan.negative:
+        lines.append(f"Negative prompt: {plan.negative}")
+    return "\n".join([*lines, ", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items())])
+
+
+def _schedule(plan: Plan) -> dict[str, object]:
+    if plan.discretization.name == "legacy_ddpm":
+        return {"Schedule type": "SGM Uniform"}
+    sigmas, rho = plan.sigmas(), plan.discretization.rho
+    return {
+        "Schedule type": "Karras",
+        "Schedule max sigma": f"{sigmas[0]:.6g}",
+        "Schedule min sigma": f"{sigmas[-2]:.6g}",
+        "Schedule rho": f"{3.0 if rho is None else rho:g}",
+    }
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
+
+
+def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
+    """Prompt, negative prompt and the pairs of the last line of a `parameters` text; lenient with any input.
+
+    Args:
+        text: at most a megabyte of it is looked at.
+    """
+    head, _, last = text[:1_000_000].strip().rpartition("\n")
+    pairs = {key.strip(): _unquoted(value) for key, value in _PAIR.findall(last)}
+    if len(pairs) < 3:
+        head, pairs = text, {}
+    prompt, _, negative = f"\n{head}".partition("\nNegative prompt:")
+    return prompt.strip(), negative.strip(), pairs
+
+
+def _unquoted(value: str) -> str:
+    if value.startswith('"'):
+        try:
+            return str(json.loads(value))
+        except ValueError:
+            return value
+    return value.strip()
+
+
+def encode_picture(pixels: NDArray[np.uint8], format: str, record: Record | None) -> bytes:
+    """A picture file in memory.
+
+    Args:
+        pixels: (h, w, 3).
+        format: png, jpg or webp.
+        record: what to write into it; None writes no metadata at all.
+
+    Raises:
+        OutputError: the record does not fit into the format.
+    """
+    image = Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    if format == "png":
+        # Level 1 takes a quarter of the time of the default and gives files a tenth larger.
+        image.save(buffer, "PNG", pnginfo=_png_info(record), compress_level=1)
+        return buffer.getvalue()
+    embedded = {} if record is None else {"exif": _exif(record), "xmp": _xmp(record, whole=True)}
+    try:
+        if format == "jpg":
+            image.save(buffer, "JPEG", quality=95, subsampling=0, **embedded)
+        else:
+            image.save(buffer, "WEBP", quality=92, method=4, **embedded)
+    except ValueError as error:
+        raise OutputError(f"the record does not fit into a {format} file: {error}", hint="use --format png") from None
+    return buffer.getvalue()
+
+
+def _png_info(record: Record | None) -> PngInfo | None:
+    if record is None:
+        return None
+    info = PngInfo()
+    info.add_text(PARAMETERS_KEY, parameters_text(record))
+    info.add_itxt(RECORD_KEY, record.to_json())
+    info.add_itxt(XMP_KEY, _xmp(record).decode())
+    return info
+
+
+def _exif(record: Record) -> Image.Exif:
+    exif = Image.Exif()
+    exif[SOFTWARE] = record.software
+    comment = UNICODE_COMMENT + parameters_text(record).encode("utf-16-be")
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+    return exif
+
+
+def _xmp(record: Record, whole: bool = False) -> bytes:
+    """The mark of a machine-made picture (IPTC), and with `whole` the record, for formats without free text fields."""
+    own = f'\n   sdxl:record="{html.escape(record.to_json())}"' if whole else ""
+    return f"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+   xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:sdxl="urn:sdxl:record"
+   xmp:CreatorTool="{html.escape(record.software)}"
+   Iptc4xmpExt:DigitalSourceType="{AI_MARK}"{own}/>
+</rdf:RDF></x:xmpmeta>
+<?xpacket end="r"?>""".encode()
+
+
+def encode_latent(latent: NDArray[np.float32], record: Record | None) -> bytes:
+    """A latent (4, h/8, w/8), scaled as the network sees it, as a safetensors file in memory, float32."""
+    from safetensors.numpy import save
+
+    metadata = {"format": "pt", "kind": "sdxl latent"}
+    if record is not None:
+        metadata[RECORD_KEY] = record.to_json()
+    return save({"latent": np.ascontiguousarray(latent, dtype=np.float32)}, metadata)
+
+
+def parse_record(text: str) -> Mapping[str, Any]:
+    """The JSON of a record as plain values.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
