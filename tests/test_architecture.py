@@ -29,6 +29,7 @@ FLOORS = {
     "sdxl_core.pipeline": 4,
     "sdxl_core.records": 4,
     "sdxl_core.naming": 4,
+    "sdxl_core.picture_files": 4,
     "sdxl_core.output": 4,
     "sdxl_core.training": 4,
     "sdxl_cli": 5,
@@ -46,6 +47,8 @@ TORCH_FREE = [
     "sdxl_core.checkpoints.find",
     "sdxl_core.records",
     "sdxl_core.output",
+    "sdxl_core.naming",
+    "sdxl_core.picture_files",
 ]
 
 
