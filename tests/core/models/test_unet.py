@@ -149,6 +149,19 @@ def test_attention_backend_is_the_one_passed_in(name: str) -> None:
     assert relative_error(out, call(randomized(UNet(BASE)))) <= 1e-5
 
 
+@pytest.mark.parametrize(("channel_mult", "level"), [((1, 3, 4), 1), ((1, 2, 5), 2)])
+def test_heads_that_do_not_fit_are_refused(channel_mult: tuple[int, ...], level: int) -> None:
+    settings = BASE.model_dump() | {"channel_mult": channel_mult, "num_head_channels": 64}
+    width = 32 * channel_mult[level]
+    with pytest.raises(ValueError, match=f"num_head_channels 64 does not divide the {width} channels of level {level}"):
+        NetworkConfig(**settings)
+
+
+def test_level_without_attention_may_have_any_width() -> None:
+    unet = UNet(NetworkConfig(**(BASE.model_dump() | {"num_head_channels": 64})))
+    assert [len(stage) for stage in unet.input_blocks] == [1, 1, 1, 1, 2, 2, 1, 2, 2]
+
+
 def test_untrained_network_predicts_zero() -> None:
     assert call(UNet(BASE)).abs().max() == 0
 
