@@ -4,7 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from sdxl_core.checkpoints.header import Header
+from sdxl_core.checkpoints.detect import Detection, Kind, detect
+from sdxl_core.checkpoints.header import Header, readable
+from sdxl_core.config import ModelConfig
 from sdxl_core.errors import CheckpointError
 
 Shapes = Mapping[str, Sequence[int]]
@@ -27,6 +29,72 @@ IGNORABLE: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"v_pred|ztsnr"), "marker of the prediction type"),
 )
 """Keys that a sound file may hold beside the weights, and what they are."""
+
+_ADVICE: Mapping[Kind, str] = {
+    "base": "choose a base preset, e.g. sdxl-base-1.0",
+    "refiner": "choose a refiner preset, e.g. sdxl-refiner-1.0",
+    "lora": "a LoRA changes a model and cannot stand for one: give the model itself",
+    "vae": "a VAE is one part of a model: give the model itself, and this file as the VAE",
+    "diffusers_unet": "give the single-file .safetensors of the same model",
+}
+
+
+def check_model(header: Header, model: ModelConfig, expected: Shapes, unused: Collection[str] = ()) -> Counter[str]:
+    """Check that a file is the model that a preset describes.
+
+    Args:
+        header: the file.
+        model: what the preset says.
+        expected: full key -> shape of every tensor that the model's modules need.
+        unused: prefixes that may be in the file though nothing takes them (a first stage that is read elsewhere).
+
+    Returns:
+        What was passed over, as reason -> number of keys.
+
+    Raises:
+        CheckpointError: it is another kind of model, one of another size or prediction, or its tensors do not match.
+    """
+    found = detect(header)
+    if found.kind != model.kind:
+        raise CheckpointError(
+            f"{header.path}: preset {model.name} needs an SDXL {model.kind}, this is {found.title} ({found.reason})",
+            hint=_ADVICE.get(found.kind, "give an SDXL base or refiner as one .safetensors file"),
+        )
+    differences = _differences(found, model)
+    if differences:
+        raise CheckpointError(
+            f"{header.path}: not the network of preset {model.name}: {', '.join(differences)}",
+            hint="choose the preset that describes this file",
+        )
+    return check_keys(header, expected, unused=unused)
+
+
+def first_stage_prefix(header: Header) -> str:
+    """The prefix of the first stage's keys: `first_stage_model.`, or nothing in most files of the VAE alone.
+
+    Raises:
+        CheckpointError: the file has no first stage in the original layout.
+    """
+    for prefix in ("first_stage_model.", ""):
+        if (
+            f"{prefix}decoder.conv_in.weight" in header.tensors
+            and f"{prefix}decoder.mid.block_1.conv1.weight" in header.tensors
+        ):
+            return prefix
+    found = detect(header)
+    raise CheckpointError(
+        f"{header.path}: no VAE in the original layout: this is {found.title} ({found.reason})",
+        hint="give a single-file VAE such as sdxl_vae.safetensors",
+    )
+
+
+def _differences(found: Detection, model: ModelConfig) -> list[str]:
+    """The numbers in which the file's network is not the preset's."""
+    keys = ("model_channels", "in_channels", "out_channels", "context_dim", "adm_in_channels")
+    pairs = [(key, getattr(found.network, key), getattr(model.network, key)) for key in keys]
+    if found.prediction is not None:
+        pairs.append(("prediction", found.prediction, model.denoiser.scaling))
+    return [f"{key} {has} instead of {wanted}" for key, has, wanted in pairs if has != wanted]
 
 
 def check_keys(
@@ -58,7 +126,7 @@ def check_keys(
             passed_over[reason] += 1
     missing = [key for key in expected if key not in header.tensors]
     misshaped = [
-        f"{key} {_shape(header.tensors[key].shape)} instead of {_shape(shape)}"
+        f"{readable(key)} {_shape(header.tensors[key].shape)} instead of {_shape(shape)}"
         for key, shape in expected.items()
         if key in header.tensors and tuple(shape) != header.tensors[key].shape
     ]
@@ -77,7 +145,7 @@ def _ignorable(key: str) -> str | None:
 
 
 def _examples(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return ", ".join(map(readable, keys[:3])) + (", ..." if len(keys) > 3 else "")
 
 
 def _shape(shape: Iterable[int]) -> str:

@@ -86,6 +86,12 @@ class Header:
     data_start: int
 
 
+def readable(name: str) -> str:
+    """A name out of a file as it may stand in a message: printable, at most 120 characters."""
+    text = name if name.isprintable() else ascii(name)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def open_checkpoint(path: str | Path) -> BinaryIO:
     """Open a regular file for reading, unbuffered; never waits on a pipe or a device.
 
@@ -145,7 +151,9 @@ def parse_header(raw: bytes, path: Path, file_bytes: int) -> Header:
     end = 0
     for name, info in infos:
         if info.offsets[0] != end:
-            _broken(path, f"leaves {'a hole before' if info.offsets[0] > end else 'an overlap at'} tensor {name!a}")
+            _broken(
+                path, f"leaves {'a hole before' if info.offsets[0] > end else 'an overlap at'} tensor {readable(name)}"
+            )
         end = info.offsets[1]
     data_start = 8 + len(raw)
     missing = data_start + end - file_bytes
@@ -213,7 +221,7 @@ def _json(raw: bytes, path: Path) -> dict[str, Any]:
     except RecursionError:
         _broken(path, "is nested too deeply")
     except _DuplicateKeyError as error:
-        _broken(path, f"names {error.args[0]!a} twice")
+        _broken(path, f"names {readable(error.args[0])} twice")
     except (ValueError, TypeError):
         _broken(path, "is not JSON")
     if not isinstance(table, dict):
@@ -239,15 +247,15 @@ def _no_constant(text: str) -> NoReturn:
 def _tensor(path: Path, name: str, entry: Any) -> TensorInfo:
     """One entry of the header, checked by itself."""
     if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
-        _broken(path, f"does not say dtype, shape and offsets of tensor {name!a}")
+        _broken(path, f"does not say dtype, shape and offsets of tensor {readable(name)}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
-        _broken(path, f"gives tensor {name!a} an unknown dtype {str(dtype)[:40]!a}")
+        _broken(path, f"gives tensor {readable(name)} an unknown dtype {str(dtype)[:40]!a}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        _broken(path, f"gives tensor {name!a} an impossible shape or offset")
+        _broken(path, f"gives tensor {readable(name)} an impossible shape or offset")
     if math.prod(shape) * bits != (offsets[1] - offsets[0]) * 8:
-        _broken(path, f"gives tensor {name!a} a shape that does not fill its bytes")
+        _broken(path, f"gives tensor {readable(name)} a shape that does not fill its bytes")
     return TensorInfo(dtype, tuple(shape), (offsets[0], offsets[1]))
 
 

@@ -105,11 +105,6 @@ def load_into(
     load_parts(read_header(path), [Part(module, prefix, dtype, channels_last)], device=device, reporter=reporter)
 
 
-def first_stage_prefix(header: Header) -> str:
-    """The prefix of the first stage's keys; files of the first stage alone come without one, or with the usual one."""
-    return "first_stage_model." if any(key.startswith("first_stage_model.") for key in header.tensors) else ""
-
-
 def _wants(header: Header, parts: Sequence[Part]) -> list[_Want]:
     """What to read, in the order of the file."""
     slots = {
