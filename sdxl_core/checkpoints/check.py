@@ -30,6 +30,9 @@ IGNORABLE: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 """Keys that a sound file may hold beside the weights, and what they are."""
 
+SPARE = re.compile(r".*\.logit_scale")
+"""Keys that converted files may lack: no picture depends on them."""
+
 _ADVICE: Mapping[Kind, str] = {
     "base": "choose a base preset, e.g. sdxl-base-1.0",
     "refiner": "choose a refiner preset, e.g. sdxl-refiner-1.0",
@@ -76,10 +79,7 @@ def first_stage_prefix(header: Header) -> str:
         CheckpointError: the file has no first stage in the original layout.
     """
     for prefix in ("first_stage_model.", ""):
-        if (
-            f"{prefix}decoder.conv_in.weight" in header.tensors
-            and f"{prefix}decoder.mid.block_1.conv1.weight" in header.tensors
-        ):
+        if f"{prefix}decoder.mid.block_1.norm1.weight" in header.tensors:
             return prefix
     found = detect(header)
     raise CheckpointError(
@@ -124,7 +124,7 @@ def check_keys(
             unexpected.append(key)
         else:
             passed_over[reason] += 1
-    missing = [key for key in expected if key not in header.tensors]
+    missing = [key for key in expected if key not in header.tensors and not SPARE.fullmatch(key)]
     misshaped = [
         f"{readable(key)} {_shape(header.tensors[key].shape)} instead of {_shape(shape)}"
         for key, shape in expected.items()

@@ -151,9 +151,8 @@ def parse_header(raw: bytes, path: Path, file_bytes: int) -> Header:
     end = 0
     for name, info in infos:
         if info.offsets[0] != end:
-            _broken(
-                path, f"leaves {'a hole before' if info.offsets[0] > end else 'an overlap at'} tensor {readable(name)}"
-            )
+            fault = "a hole before" if info.offsets[0] > end else "an overlap at"
+            _broken(path, f"leaves {fault} tensor {readable(name)}")
         end = info.offsets[1]
     data_start = 8 + len(raw)
     missing = data_start + end - file_bytes

@@ -1,5 +1,6 @@
 """Weights from a safetensors file into modules built on the meta device, without a second copy in memory."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,8 @@ def load_parts(
     reporter.start(f"loading {header.path.name}", sum(want.info.nbytes for want in wants), "B")
     try:
         with open_checkpoint(header.path) as file, torch.no_grad():
+            if os.fstat(file.fileno()).st_size != header.file_bytes:
+                raise CheckpointError(f"{header.path}: changed while it was read", hint="try again")
             reader = _Reader(file, header, device, reporter)
             for want in wants:
                 loaded[want.part.prefix][want.name] = reader.tensor(want)
@@ -87,7 +90,11 @@ def load_parts(
     finally:
         reporter.finish()
     for part in parts:
-        part.module.load_state_dict(loaded.pop(part.prefix), strict=True, assign=True)
+        tensors = loaded.pop(part.prefix)
+        for name, slot in part.module.state_dict().items():
+            if name not in tensors:  # a spare key: `check_keys` lets no other be missing
+                tensors[name] = torch.zeros(slot.shape, dtype=part.dtype or slot.dtype, device=device)
+        part.module.load_state_dict(tensors, strict=True, assign=True)
         _check_filled(part.module)
 
 
