@@ -109,8 +109,9 @@ def edm(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho:
         high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     except OverflowError:
         raise ScheduleError(f"rho {rho} is too small for sigma_max {sigma_max}", hint="3 or 7 are usual") from None
-    bent = np.float32(high) + _linspace(0.0, 1.0, n, np.float32) * np.float32(low - high)
-    levels = (bent.astype(np.float64) ** rho).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # check_sigmas refuses what comes of it
+        bent = np.float32(high) + _linspace(0.0, 1.0, n, np.float32) * np.float32(low - high)
+        levels = (bent.astype(np.float64) ** rho).astype(np.float32)
     sigmas = (*(float(s) for s in levels), 0.0)
     check_sigmas(sigmas)
     return sigmas
