@@ -7,8 +7,8 @@ spelling of the special tokens, and in the padding:
   Older, slow versions of that class also ran ftfy where it was installed; this one never does.
 - `open_clip` (ViT-bigG) does what open_clip's SimpleTokenizer does: ftfy, HTML entities twice, whitespace, lower case.
 
-On plain ASCII without `&` and `<` both give the same tokens. Letters newer than Unicode 14 may be split otherwise than
-by a reference built with other Unicode tables.
+On plain ASCII without `&` and `<` both give the same tokens. Letters that Python's own Unicode tables do
+not know yet may be split otherwise than by a reference built with newer ones.
 
 Source: Radford et al. 2021, section 2.4; the vocabulary lies in the open_clip package.
 """
