@@ -1,0 +1,159 @@
+"""What every sampler of the table must do, whatever its formula."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support_closed_form import Gaussian, TwoPeaks, deterministic, karras_levels, log_levels, silence, steps
+
+from sdxl_core.diffusion.discretization import edm, legacy_ddpm
+from sdxl_core.diffusion.noise import PictureNoise
+from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls
+from sdxl_core.errors import ScheduleError
+
+SHAPE = (4, 6, 5)
+NAMES = list(SAMPLERS)
+
+
+def start(seeds: list[int], sigma: float) -> tuple[torch.Tensor, PictureNoise]:
+    noise = PictureNoise(seeds, SHAPE)
+    return noise.start(sigma), noise
+
+
+@pytest.mark.parametrize("levels", [karras_levels, log_levels])
+@pytest.mark.parametrize("name", NAMES)
+def test_error_falls_with_the_declared_order(name: str, levels) -> None:  # type: ignore[no-untyped-def]
+    # lms begins with Euler's step, whose error is of second order but dies out with sigma_0: there it starts higher.
+    high = 1000.0 if name == "lms" else 14.6
+    gaussian, x, errors = Gaussian(), 10.0, []
+    for n in (128, 256, 512):
+        sigmas = levels(n, high)
+        last = steps(name, gaussian, x, sigmas, **deterministic(name))[-1].x
+        exact = gaussian.solution(x, sigmas[0], sigmas[-1])
+        errors.append(abs(last - exact) / exact)
+    measured = math.log2(errors[1] / errors[2])
+    assert measured == pytest.approx(SAMPLERS[name].order, abs=0.1), errors
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_ends_near_the_exact_solution(name: str) -> None:
+    gaussian = Gaussian(mean=0.4)
+    sigmas = edm(200)
+    x, _ = start([0], sigmas[0])
+    last = steps(name, gaussian, x.double(), sigmas, **deterministic(name))[-1]
+    expected = gaussian.solution(x.double(), sigmas[0], 0.0)
+    error = (last.x - expected).norm() / expected.norm()
+    # The step from sigma_min 0.0292 to 0 alone may err by sigma_min^2 / (2 std^2) = 9e-4.
+    assert error < (2e-2 if SAMPLERS[name].order == 1 else 1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n", [1, 2, 3, 20])
+def test_steps_are_counted_named_and_finite(name: str, n: int) -> None:
+    sigmas = legacy_ddpm(n)
+    x, noise = start([0], sigmas[0])
+    gaussian = Gaussian()
+    taken = steps(name, gaussian, x, sigmas, noise)
+    assert [s.index for s in taken] == list(range(n))
+    assert [s.sigma for s in taken] == list(sigmas[1:])
+    assert all(s.x.shape == x.shape and s.x.dtype == torch.float32 and s.x.isfinite().all() for s in taken)
+    assert sum(s.calls for s in taken) == gaussian.calls == model_calls(name, sigmas)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_list_that_ends_above_zero_is_walked_to_its_end(name: str) -> None:
+    sigmas = legacy_ddpm(20)[:8]
+    x, noise = start([0], sigmas[0])
+    gaussian = Gaussian()
+    taken = steps(name, gaussian, x, sigmas, noise)
+    assert taken[-1].sigma == sigmas[-1] > 0
+    assert sum(s.calls for s in taken) == gaussian.calls == model_calls(name, sigmas)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "lms"])
+@pytest.mark.parametrize("n", [1, 2, 10])
+def test_the_step_to_level_zero_returns_the_prediction(name: str, n: int) -> None:
+    sigmas = edm(n)
+    x, noise = start([0], sigmas[0])
+    last = steps(name, TwoPeaks(), x, sigmas, noise)[-1]
+    assert torch.equal(last.x, last.denoised)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_input_and_earlier_steps_are_left_alone(name: str) -> None:
+    sigmas = legacy_ddpm(6)
+    x, noise = start([0], sigmas[0])
+    before = x.clone()
+    taken, copies = [], []
+    for step in SAMPLERS[name].fn(TwoPeaks(), x, sigmas, noise=noise):
+        taken.append(step)
+        copies.append((step.x.clone(), step.denoised.clone()))
+    assert torch.equal(x, before)
+    for step, (latent, denoised) in zip(taken, copies, strict=True):
+        assert torch.equal(step.x, latent)
+        assert torch.equal(step.denoised, denoised)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_two_is_two_single_pictures(name: str) -> None:
+    sigmas = legacy_ddpm(12)
+    x, noise = start([5, 6], sigmas[0])
+    together = steps(name, TwoPeaks(), x, sigmas, noise)[-1].x
+    for row, seed in enumerate((5, 6)):
+        x, noise = start([seed], sigmas[0])
+        assert torch.equal(steps(name, TwoPeaks(), x, sigmas, noise)[-1].x, together[row : row + 1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_follows_float64(name: str) -> None:
+    sigmas = legacy_ddpm(30)
+    x, noise = start([3], sigmas[0])
+    single = steps(name, TwoPeaks(), x, sigmas, noise)[-1].x
+    x, noise = start([3], sigmas[0])
+    double = steps(name, TwoPeaks(), x.double(), sigmas, noise)[-1].x
+    assert double.dtype == torch.float64
+    assert (single - double).norm() / double.norm() < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_is_drawn_exactly_where_the_table_says(name: str) -> None:
+    sigmas = legacy_ddpm(10)
+    x, noise = start([0], sigmas[0])
+    drawn = 0
+
+    def counted() -> torch.Tensor:
+        nonlocal drawn
+        drawn += 1
+        return noise()
+
+    steps(name, Gaussian(), x, sigmas, counted)
+    assert drawn == (9 if SAMPLERS[name].stochastic else 0)
+    steps(name, Gaussian(), x, sigmas, silence, **deterministic(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("sigmas", [(1.0,), (1.0, 2.0, 0.0), (1.0, 1.0, 0.0), (math.nan, 0.0)])
+def test_a_bad_list_is_refused_before_the_first_call(name: str, sigmas: tuple[float, ...]) -> None:
+    gaussian = Gaussian()
+    with pytest.raises(ScheduleError):
+        steps(name, gaussian, 1.0, sigmas)
+    assert gaussian.calls == 0
+
+
+@given(
+    name=st.sampled_from(NAMES),
+    levels=st.lists(st.floats(0.01, 100.0), min_size=2, max_size=8, unique=True),
+    ends_at_zero=st.booleans(),
+    eta=st.floats(0.0, 3.0),
+)
+def test_predicted_calls_are_the_calls_made(name: str, levels: list[float], ends_at_zero: bool, eta: float) -> None:
+    sigmas = sorted(levels, reverse=True) + ([0.0] if ends_at_zero else [])
+    options = {"eta": eta} if "eta" in SAMPLERS[name].options else {}
+    check_options(name, options)
+    gaussian = Gaussian()
+    taken = steps(name, gaussian, 1.0, sigmas, lambda: 0.0, **options)  # type: ignore[arg-type,return-value]
+    assert sum(s.calls for s in taken) == gaussian.calls == model_calls(name, sigmas, options)
+    assert [s.sigma for s in taken] == [after for _, after in pairwise(sigmas)]

@@ -1,0 +1,68 @@
+import pytest
+
+from sdxl_core.config import SamplerConfig
+from sdxl_core.diffusion.discretization import legacy_ddpm
+from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls, resolve_sampler
+from sdxl_core.errors import UsageError
+
+
+def test_the_six_samplers_of_the_original_are_there() -> None:
+    assert set(SAMPLERS) == {"euler", "heun", "euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m", "lms"}
+    assert all(name == sampler.name == sampler.fn.__name__ for name, sampler in SAMPLERS.items())
+
+
+def test_the_table_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        SAMPLERS["mine"] = SAMPLERS["euler"]  # type: ignore[index]
+
+
+def test_every_option_of_the_table_can_be_written_in_a_preset() -> None:
+    options = {option for sampler in SAMPLERS.values() for option in sampler.options}
+    assert options == set(SamplerConfig.model_fields) - {"name"}
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_defaults_are_accepted(name: str) -> None:
+    check_options(name, SAMPLERS[name].options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("eular", {}, "unknown sampler 'eular'; did you mean euler?"),
+        ("dpmpp_2m", {"eta": 1.0}, "sampler 'dpmpp_2m' has no option 'eta'"),
+        ("euler", {"s_chrun": 1.0}, "sampler 'euler' has no option 's_chrun'; did you mean s_churn?"),
+        ("euler", {"noise": 1.0}, "sampler 'euler' has no option 'noise'"),
+        ("euler", {"s_churn": -1.0}, "s_churn of sampler 'euler' must be a number of at least 0, not -1.0"),
+        ("euler", {"s_churn": float("inf")}, "must be a number of at least 0, not inf"),
+        ("euler_ancestral", {"eta": float("nan")}, "must be a number of at least 0, not nan"),
+        ("lms", {"order": 5}, "order of sampler 'lms' must be 1, 2, 3 or 4, not 5"),
+        ("lms", {"order": 2.5}, "must be 1, 2, 3 or 4, not 2.5"),
+    ],
+)
+def test_what_a_sampler_does_not_take_is_refused(name: str, options: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_options(name, options)
+    assert message in caught.value.message
+    with pytest.raises(UsageError):
+        model_calls(name, (1.0, 0.0), options)
+
+
+def test_hints_name_what_there_is() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_sampler("ddim")
+    assert caught.value.hint == f"one of: {', '.join(SAMPLERS)}"
+    with pytest.raises(UsageError) as caught:
+        check_options("dpmpp_2m", {"eta": 1.0})
+    assert caught.value.hint == "it takes no options"
+    with pytest.raises(UsageError) as caught:
+        check_options("euler_ancestral", {"rho": 1.0})
+    assert caught.value.hint == "it takes eta, s_noise"
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [("euler", 30), ("heun", 59), ("euler_ancestral", 30), ("dpmpp_2s_ancestral", 59), ("dpmpp_2m", 30), ("lms", 30)],
+)
+def test_calls_of_thirty_steps(name: str, calls: int) -> None:
+    assert model_calls(name, legacy_ddpm(30)) == calls

@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from sdxl_core.types import Conditioning
+
+
+def conditioning(seed: int, concat: bool) -> Conditioning:
+    generator = torch.Generator().manual_seed(seed)
+    crossattn, vector = torch.randn(1, 7, 3, generator=generator), torch.randn(1, 5, generator=generator)
+    return Conditioning(crossattn, vector, torch.randn(1, 2, 4, 6, generator=generator) if concat else None)
+
+
+@pytest.mark.parametrize("concat", [True, False])
+def test_cat_joins_every_part_along_the_batch(concat: bool) -> None:
+    first, second = conditioning(0, concat), conditioning(1, concat)
+    joined = Conditioning.cat([first, second])
+    assert torch.equal(joined.crossattn, torch.cat([first.crossattn, second.crossattn]))
+    assert torch.equal(joined.vector, torch.cat([first.vector, second.vector]))
+    if first.concat is None or second.concat is None:
+        assert joined.concat is None
+    else:
+        assert joined.concat is not None
+        assert torch.equal(joined.concat, torch.cat([first.concat, second.concat]))
+
+
+def test_cat_refuses_a_concat_part_on_one_side_only() -> None:
+    with pytest.raises(ValueError, match="some have none"):
+        Conditioning.cat([conditioning(0, True), conditioning(1, False)])
+
+
+def test_to_changes_every_part() -> None:
+    moved = conditioning(0, True).to(dtype=torch.float64)
+    assert moved.concat is not None
+    assert {moved.crossattn.dtype, moved.vector.dtype, moved.concat.dtype} == {torch.float64}
+    assert conditioning(0, False).to("cpu").concat is None
