@@ -1,0 +1,177 @@
+"""A training preset, a folder of pictures and an output folder, put together."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sdxl_core.checkpoints.header import read_header
+from sdxl_core.conditioning.conditioner import Conditioner
+from sdxl_core.config import Config, ModelConfig
+from sdxl_core.diffusion.denoiser import Denoiser
+from sdxl_core.errors import CheckpointError, PresetError
+from sdxl_core.models.autoencoder import AutoencoderKL
+from sdxl_core.models.unet import UNet
+from sdxl_core.presets import load_preset, shipped_file
+from sdxl_core.progress import SILENT, Reporter
+from sdxl_core.training.autoencoder import AutoencoderStage
+from sdxl_core.training.config import (
+    AutoencoderLossConfig,
+    ContrastiveLossConfig,
+    TrainConfig,
+)
+from sdxl_core.training.contrastive import ContrastiveStage
+from sdxl_core.training.data import Picture, read_image_folder
+from sdxl_core.training.diffusion import DiffusionStage
+from sdxl_core.training.latents import cache_latents
+from sdxl_core.training.loop import Stage, Trainer
+from sdxl_core.typed_toml import build, dotted, read_toml, suggestion
+
+MODEL_FILE = "model.safetensors"
+NETWORK, FIRST_STAGE, CONDITIONER = "model.diffusion_model.", "first_stage_model.", "conditioner."
+
+
+class _File(Config):
+    train: TrainConfig
+
+
+def list_train_presets() -> dict[str, Path]:
+    """Name and path of every training preset that comes with the package."""
+    return {path.stem: path for path in sorted(shipped_file("train").glob("*.toml"))}
+
+
+def load_train_preset(name_or_path: str) -> TrainConfig:
+    """Read a training preset by name, or from a path (with a slash or ending in `.toml`).
+
+    Raises:
+        PresetError: no such preset, broken TOML, or a key or value that the schema refuses.
+    """
+    shipped = list_train_presets()
+    path = shipped.get(name_or_path)
+    if path is None:
+        path = Path(name_or_path)
+        if "/" not in name_or_path and path.suffix != ".toml":
+            raise PresetError(
+                f"no training preset is called {name_or_path!r}{suggestion(name_or_path, shipped)}",
+                hint="there are " + ", ".join(shipped),
+            )
+    return build(_File, read_toml(path), lambda place: f"{path}: {dotted(place)}").train
+
+
+def prepare(
+    config: TrainConfig,
+    data: Path,
+    run_dir: Path,
+    *,
+    init: Sequence[Path] = (),
+    device: torch.device,
+    reporter: Reporter = SILENT,
+) -> Trainer:
+    """Build the stage of a training preset, and continue from `run_dir` if it holds a state.
+
+    Args:
+        config: the training preset.
+        data: image folder with `metadata.jsonl`.
+        run_dir: receives the state, the log, cached latents and at the end the model file.
+        init: model files that give weights to start from; of parts that several have, the last file's count.
+        device: where to train.
+        reporter: told about the encoding of pictures.
+
+    Raises:
+        UsageError: data that cannot be read; a run folder of another configuration.
+        CheckpointError: an init file that lacks a part this stage needs, or does not fit the model.
+    """
+    model = load_preset(config.model).model
+    pictures = read_image_folder(data)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    stage = _build_stage(config, model, pictures, run_dir, init, device, reporter)
+    trainer = Trainer(stage, config, run_dir, device)
+    trainer.resume()
+    return trainer
+
+
+def _build_stage(
+    config: TrainConfig,
+    model: ModelConfig,
+    pictures: Sequence[Picture],
+    run_dir: Path,
+    init: Sequence[Path],
+    device: torch.device,
+    reporter: Reporter,
+) -> Stage:
+    channels_last = torch.channels_last
+    match config.loss:
+        case AutoencoderLossConfig():
+            autoencoder = AutoencoderKL(model.first_stage)
+            _fill(autoencoder, FIRST_STAGE, init, required=False)
+            return AutoencoderStage(
+                autoencoder.to(device, memory_format=channels_last), pictures, config, device
+            )
+        case ContrastiveLossConfig():
+            conditioner = Conditioner(model.conditioner)
+            _fill(conditioner, CONDITIONER, init, required=False)
+            return ContrastiveStage(conditioner.to(device), pictures, config, device)
+    autoencoder = AutoencoderKL(model.first_stage)
+    conditioner = Conditioner(model.conditioner)
+    network = UNet(model.network)
+    _fill(autoencoder, FIRST_STAGE, init, required=True)
+    _fill(conditioner, CONDITIONER, init, required=True)
+    _fill(network, NETWORK, init, required=False)
+    cache = cache_latents(
+        pictures,
+        config.data.buckets,
+        autoencoder.to(device, memory_format=channels_last),
+        run_dir / "latents.safetensors",
+        seed=config.seed,
+        dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
+        device=device,
+        reporter=reporter,
+    )
+    return DiffusionStage(
+        network.to(device, memory_format=channels_last),
+        conditioner.to(device),
+        Denoiser(model.denoiser),
+        pictures,
+        cache,
+        model.first_stage.scale_factor,
+        config,
+        device,
+    )
+
+
+def _fill(module: nn.Module, prefix: str, files: Sequence[Path], *, required: bool) -> None:
+    """Load the module from the last of the files that has its part; float32, as training keeps its weights."""
+    holders = [path for path in files if any(key.startswith(prefix) for key in read_header(path).tensors)]
+    if not holders:
+        if required:
+            raise CheckpointError(
+                f"no init file has weights under {prefix}",
+                hint="train that part first and give its model file with --init",
+            )
+        return
+    with safe_open(holders[-1], "pt") as file:
+        weights = {key.removeprefix(prefix): file.get_tensor(key).float() for key in file.keys() if key.startswith(prefix)}  # noqa: E501, SIM118
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{holders[-1]} does not fit the model: {error}") from error
+
+
+def export(
+    trainer: Trainer, path: Path, *, init: Sequence[Path] = (), dtype: torch.dtype, metadata: Mapping[str, str]
+) -> None:
+    """Write the averaged weights of the trained part, and every other part of the init files, as one model file."""
+    tensors: dict[str, Tensor] = {}
+    for file_path in init:
+        with safe_open(file_path, "pt") as file:
+            tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    prefixes = (NETWORK, FIRST_STAGE, CONDITIONER)
+    trained = {name: value for name, value in trainer.ema.shadow.items() if name.startswith(prefixes)}
+    tensors |= trained
+    temporary = path.with_suffix(".part")
+    save_file({key: value.to(dtype).contiguous() for key, value in tensors.items()}, temporary, metadata=dict(metadata))
+    temporary.replace(path)
