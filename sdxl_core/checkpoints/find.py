@@ -1,0 +1,114 @@
+"""Where model files lie, and which of them a name means. Imports no torch and reads no environment."""
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdxl_core.errors import CheckpointError
+
+SUFFIX = ".safetensors"
+_PLACES = ("checkpoints", "Stable-diffusion", "vae", "VAE")
+_DEPTH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A model file that a name can mean.
+
+    Args:
+        name: what to ask for: its path inside the folder that was searched, with forward slashes.
+        path: where it is.
+        bytes: its size.
+    """
+
+    name: str
+    path: Path
+    bytes: int
+
+
+def default_models_folder() -> Path:
+    """Where models lie unless the user says otherwise: `sdxl/models` in the data folder of the platform."""
+    import platformdirs  # kept off the start-up path
+
+    return platformdirs.user_data_path("sdxl", appauthor=False) / "models"
+
+
+def search_folders(folders: Sequence[Path]) -> list[Path]:
+    """The folders to look in, in order: each one itself, then the places where ComfyUI and A1111 keep their files.
+
+    Args:
+        folders: models folders; also the `models` folder of ComfyUI or A1111, or the folder that holds it.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        for parent in (folder, folder / "models"):
+            places = [parent / place for place in _PLACES]
+            found += [place for place in ([folder, *places] if parent == folder else places) if place.is_dir()]
+    # On some file systems `vae` and `VAE` are one folder.
+    return list({os.path.realpath(place): place for place in reversed(found)}.values())[::-1]
+
+
+def list_files(folders: Sequence[Path]) -> list[LocalFile]:
+    """Every `.safetensors` file in the models folders, in order of the search; of one name, the first found."""
+    named: dict[str, LocalFile] = {}
+    seen: set[str] = set()
+    for folder in search_folders(folders):
+        for path in _walk(folder):
+            real = os.path.realpath(path)
+            if real not in seen:
+                seen.add(real)
+                name = path.relative_to(folder).as_posix()
+                named.setdefault(name, LocalFile(name, path, path.stat().st_size))
+    return list(named.values())
+
+
+def find_file(name_or_path: str | Path, folders: Sequence[Path], *, hint: str | None = None) -> Path:
+    """The file that a name or a path means.
+
+    A path (absolute, or with a slash, or of a file that is there) is taken as it stands; a name is looked for in the
+    models folders, with or without `.safetensors`, in subfolders too.
+
+    Args:
+        name_or_path: what the user gave.
+        folders: models folders, the first wins.
+        hint: what to do if it is missing; None suggests near names and says where it was looked for.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    text = os.path.expanduser(name_or_path)
+    direct = Path(text)
+    if direct.is_absolute() or _exists(direct):
+        if _exists(direct):
+            return direct
+        raise CheckpointError(f"{direct}: no such file", hint=hint)
+    wanted = {direct.as_posix(), f"{direct.as_posix()}{SUFFIX}"}
+    files = list_files(folders)
+    named = [f.path for f in files if f.name in wanted] or [f.path for f in files if f.path.name in wanted]
+    if named:
+        return named[0]
+    if hint is None:
+        near = difflib.get_close_matches(direct.name, [file.path.name for file in files], n=1)
+        looked = ", ".join(str(folder) for folder in folders) or "no models folder"
+        hint = f"did you mean {near[0]}?" if near else f"looked in {looked}"
+    raise CheckpointError(f"{name_or_path}: no such model file", hint=hint)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Regular model files in a folder and a few levels below, in order of name; unreadable folders are passed over."""
+    for here, below, names in os.walk(folder):
+        depth = len(Path(here).relative_to(folder).parts)
+        below[:] = sorted(name for name in below if not name.startswith(".")) if depth < _DEPTH else []
+        for name in sorted(names):
+            path = Path(here) / name
+            if name.lower().endswith(SUFFIX) and not name.startswith(".") and path.is_file():
+                yield path
