@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdxl_core.conditioning.conditioner import Conditioner
-from sdxl_core.conditioning.text import ClipText, OpenClipText
+from sdxl_core.conditioning.request import ConditionRequest
 from sdxl_core.training.config import ContrastiveLossConfig, TrainConfig
 from sdxl_core.training.data import BucketedDraw, Picture, load_crop
 
@@ -44,11 +44,10 @@ class ContrastiveStage:
             raise TypeError("a contrastive stage needs a contrastive loss")
         self.loss_config = config.loss
         self.pictures, self.device, self.conditioner = pictures, device, conditioner
-        self.towers = [e for e in conditioner.embedders if isinstance(e, ClipText | OpenClipText)]
-        widths = [tower.config.width for tower in self.towers]
+        widths = [tower.config.width for tower in conditioner.towers]
         self.images = ImageTower(config.loss.image_size, config.loss.image_channels, widths).to(device)
         # exp(log_scale) is the inverse temperature; CLIP starts at 1/0.07 and caps it at 100.
-        self.log_scale = nn.Parameter(torch.full((len(self.towers),), 2.659, device=device))
+        self.log_scale = nn.Parameter(torch.full((len(widths),), 2.659, device=device))
         self.modules = nn.ModuleDict({"conditioner": conditioner, "images": self.images})
         self.modules.register_parameter("log_scale", self.log_scale)
         self.draw = BucketedDraw([p.size for p in pictures], config.data.buckets, config.data.batch_size)
@@ -65,10 +64,12 @@ class ContrastiveStage:
         target = same / same.sum(1, keepdim=True)
         total = torch.zeros((), device=self.device)
         values = {}
-        for i, (tower, seen) in enumerate(zip(self.towers, self.images(image), strict=True)):
-            said = F.normalize(tower.pooled(tower.tokenize(texts).to(self.device)).float(), dim=-1)
+        ids = self.conditioner.token_ids([ConditionRequest(text) for text in texts])
+        towers = self.conditioner.towers
+        for i, (tower, tokens, seen) in enumerate(zip(towers, ids, self.images(image), strict=True)):
+            said = F.normalize(tower.pooled(tokens.to(self.device)).float(), dim=-1)
             logits = self.log_scale[i].clamp(max=4.6052).exp() * (said @ seen.T)
             total = total + 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
             best = logits.detach().argmax(1, keepdim=True)
             values[f"right_{i}"] = same.gather(1, best).mean()
-        return total / len(self.towers), values
+        return total / len(towers), values
