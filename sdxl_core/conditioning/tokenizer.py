@@ -66,8 +66,10 @@ def vocabulary_path() -> Path:
 @lru_cache(maxsize=1)
 def _merge_ids() -> Mapping[str, int]:
     """The id of the token that joining the pair `"left right"` gives; a smaller id is joined earlier."""
-    lines = gzip.decompress(vocabulary_path().read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
-    return dict(zip(lines, range(512, 512 + _MERGES), strict=True))
+    text = gzip.decompress(vocabulary_path().read_bytes()).decode("utf-8")
+    # A heading comes first; the file goes on after the pairs that CLIP uses.
+    pairs = text.split("\n", _MERGES + 1)[1:-1]
+    return dict(zip(pairs, range(512, 512 + _MERGES), strict=True))
 
 
 @lru_cache(maxsize=1)
