@@ -23,6 +23,7 @@ from sdxl_core.config import (
 )
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.unet import UNet
+from sdxl_core.ops.meta import shapes_only
 
 CLIP_WIDTH, OPEN_CLIP_WIDTH, SIZE_WIDTH = 32, 64, 32
 
@@ -62,7 +63,7 @@ def tiny_config(kind: Literal["base", "refiner"] = "base") -> ModelConfig:
 def tiny_tensors(kind: Literal["base", "refiner"] = "base", seed: int = 0) -> dict[str, Tensor]:
     """Every tensor of the single file, float32; each is drawn from (seed, key) alone."""
     config = tiny_config(kind)
-    with torch.device("meta"):
+    with shapes_only():
         parts: dict[str, nn.Module] = {
             "model.diffusion_model.": UNet(config.network),
             "first_stage_model.": AutoencoderKL(config.first_stage),

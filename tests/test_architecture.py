@@ -130,12 +130,20 @@ def test_only_the_command_line_talks_to_the_user() -> None:
     assert talk == []
 
 
+def code_lines(function: ast.FunctionDef) -> int:
+    """Lines of a function, its docstring not counted."""
+    total = (function.end_lineno or function.lineno) - function.lineno + 1
+    first = function.body[0]
+    has_docstring = ast.get_docstring(function) is not None
+    return total - ((first.end_lineno or first.lineno) - first.lineno + 1 if has_docstring else 0)
+
+
 def test_no_file_and_no_function_outgrows_a_reader() -> None:
     long = [
-        f"{name}.{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        f"{name}.{node.name}: {code_lines(node)} lines"
         for name, tree in SOURCES.items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and node.end_lineno and node.end_lineno - node.lineno >= 60
+        if isinstance(node, ast.FunctionDef) and code_lines(node) > 60
     ]
     long += [
         f"{name}: {tree.body[-1].end_lineno} lines"

@@ -1,0 +1,171 @@
+"""A model in memory, ready to run: network, denoiser, conditioner and first stage on one device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sdxl_core.checkpoints.check import check_keys, check_model, first_stage_prefix
+from sdxl_core.checkpoints.header import read_header
+from sdxl_core.checkpoints.load import Part, load_parts
+from sdxl_core.conditioning.conditioner import Conditioner
+from sdxl_core.config import ModelConfig
+from sdxl_core.devices import dtype_name, memory_guard, require_memory, resolve_device, resolve_dtype
+from sdxl_core.diffusion.denoiser import Denoiser
+from sdxl_core.models.autoencoder import AutoencoderKL
+from sdxl_core.models.unet import UNet
+from sdxl_core.ops.attention import BACKENDS, AttentionBackend, resolve_attention
+from sdxl_core.ops.meta import shapes_only
+from sdxl_core.plan import Plan
+from sdxl_core.progress import SILENT, Reporter
+from sdxl_core.types import Conditioning
+
+NETWORK_PREFIX = "model.diffusion_model."
+CONDITIONER_PREFIX = "conditioner."
+FIRST_STAGE_PREFIX = "first_stage_model."
+
+_LOADING_HINT = "close other programs, or take --dtype bfloat16 (float16 on CUDA)"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Engine:
+    """Everything that a picture is made with.
+
+    Args:
+        config: what the weights are.
+        network: predicts noise; its parameters are of `dtype`.
+        denoiser: the preconditioning around it.
+        conditioner: text towers, of `dtype`, and embedders of numbers.
+        first_stage: latents to pictures, of `first_stage_dtype`: never float16, which its activations overflow.
+        device: where all of them live.
+        dtype: of network and text towers.
+        first_stage_dtype: float32 beside float16, else `dtype`.
+        attention: name of the network's attention backend.
+    """
+
+    config: ModelConfig
+    network: nn.Module
+    denoiser: Denoiser
+    conditioner: Conditioner
+    first_stage: AutoencoderKL
+    device: torch.device
+    dtype: torch.dtype
+    first_stage_dtype: torch.dtype
+    attention: str
+
+    def predict(self, x_in: Tensor, c_noise: Tensor, cond: Conditioning) -> Tensor:
+        """Call the network in its dtype; a `Network` for the denoiser, which computes in float32.
+
+        Args:
+            x_in: (b, c, h, w) scaled noisy latent, float32.
+            c_noise: (b,) timesteps; they stay float32, since half precision cannot tell 999 from 998.5.
+            cond: b rows.
+
+        Returns:
+            (b, c, h, w) float32.
+        """
+        raw: Tensor = self.network(
+            x_in.to(self.dtype), c_noise, cond.crossattn.to(self.dtype), cond.vector.to(self.dtype)
+        )
+        return raw.float()
+
+    def stamp(self, plan: Plan) -> Plan:
+        """The plan with device, dtype and attention as this engine has resolved them."""
+        resolved = {"device": self.device.type, "dtype": dtype_name(self.dtype), "attention": self.attention}
+        return plan.model_copy(update=resolved)
+
+
+def load_engine(
+    model: ModelConfig,
+    path: str | Path,
+    *,
+    vae_path: str | Path | None = None,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+    attention: str = "auto",
+    reporter: Reporter = SILENT,
+) -> Engine:
+    """Load a model; memory peaks at its weights and a few megabytes.
+
+    Names, shapes and free memory are checked before anything is allocated.
+
+    Args:
+        model: what the file must hold.
+        path: one safetensors file in the original layout.
+        vae_path: a file with another first stage, which replaces the one in `path` (that may then lack it).
+        device: auto, cpu, cuda or cuda:N.
+        dtype: of network and text towers: auto, float32, float16 or bfloat16, see `resolve_dtype`.
+        attention: auto or the name of a backend of `sdxl_core.ops.attention`.
+        reporter: counts bytes read, one task a file.
+
+    Raises:
+        CheckpointError: a file is missing, broken, of another kind, or its tensors are not the model's.
+        DeviceError: device, dtype or backend cannot be had here.
+        MemoryExhaustedError: the weights do not fit.
+    """
+    place = device if isinstance(device, torch.device) else resolve_device(device)
+    precision = resolve_dtype(dtype, place)
+    # The first stage overflows in float16: activations of the published weights pass 65504.
+    first_stage_precision = torch.float32 if precision is torch.float16 else precision
+    backend = resolve_attention(attention, place, precision, model.network.num_head_channels)
+    header = read_header(path)
+    vae_header = None if vae_path is None else read_header(vae_path)
+
+    with shapes_only():
+        network = UNet(model.network, attention=backend.fn)
+        conditioner = Conditioner(model.conditioner)
+        first_stage = AutoencoderKL(
+            model.first_stage, attention=_first_stage_attention(model, backend, place, first_stage_precision).fn
+        )
+    channels_last = place.type == "cpu" and precision is torch.bfloat16
+    parts = [
+        Part(network, NETWORK_PREFIX, precision, channels_last),
+        Part(conditioner, CONDITIONER_PREFIX, precision),
+    ]
+    if vae_header is None:
+        parts.append(Part(first_stage, FIRST_STAGE_PREFIX, first_stage_precision, channels_last))
+        check_model(header, model, _shapes(parts))
+        files = [(header, parts)]
+    else:
+        vae = Part(first_stage, first_stage_prefix(vae_header), first_stage_precision, channels_last)
+        check_model(header, model, _shapes(parts), unused=[FIRST_STAGE_PREFIX])
+        check_keys(vae_header, _shapes([vae]), [vae.prefix])
+        files = [(header, parts), (vae_header, [vae])]
+
+    needed = sum(_bytes(part) for _, parts in files for part in parts)
+    require_memory(needed, place, f"the weights of {model.name} in {dtype_name(precision)}", _LOADING_HINT)
+    with memory_guard(place, f"loading {header.path.name}", _LOADING_HINT):
+        for file, parts in files:
+            load_parts(file, parts, device=place, reporter=reporter)
+    for module in (network, conditioner, first_stage):
+        module.eval().requires_grad_(False)
+    return Engine(
+        config=model,
+        network=network,
+        denoiser=Denoiser(model.denoiser),
+        conditioner=conditioner,
+        first_stage=first_stage,
+        device=place,
+        dtype=precision,
+        first_stage_dtype=first_stage_precision,
+        attention=backend.name,
+    )
+
+
+def _first_stage_attention(
+    model: ModelConfig, chosen: AttentionBackend, device: torch.device, dtype: torch.dtype
+) -> AttentionBackend:
+    """The chosen backend where it takes the first stage's single wide head, else the one that takes everything."""
+    width = model.first_stage.ch * model.first_stage.ch_mult[-1]
+    return chosen if chosen.why_not(device, dtype, width) is None else BACKENDS["sdpa"]
+
+
+def _shapes(parts: Sequence[Part]) -> dict[str, torch.Size]:
+    return {part.prefix + name: slot.shape for part in parts for name, slot in part.module.state_dict().items()}
+
+
+def _bytes(part: Part) -> int:
+    itemsize = (part.dtype or torch.float32).itemsize
+    return sum(slot.numel() * itemsize for slot in part.module.state_dict().values())

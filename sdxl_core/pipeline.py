@@ -1,0 +1,176 @@
+"""Plans to pictures: conditioning, guidance, sampling, decoding. Owns inference mode; holds no formula."""
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdxl_core.conditioning.request import ConditionRequest
+from sdxl_core.devices import memory_guard, require_memory
+from sdxl_core.diffusion.guiders import build_guider
+from sdxl_core.diffusion.noise import PictureNoise
+from sdxl_core.diffusion.samplers import SAMPLERS
+from sdxl_core.engine import Engine
+from sdxl_core.errors import NumericsError
+from sdxl_core.models.autoencoder import AutoencoderKL
+from sdxl_core.plan import Plan, check_size
+from sdxl_core.progress import SILENT, Reporter
+from sdxl_core.types import Conditioning, Step
+
+Picture = NDArray[np.uint8]
+"""(height, width, 3), RGB, 0 to 255."""
+
+_SAMPLING_HINT = "take a smaller --size or a smaller --batch-size"
+_DECODING_HINT = "take a smaller --size"
+
+
+def sample(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
+    """Walk one batch from noise to latents; stop early by not asking for more.
+
+    Row i of every step belongs to plans[i] and is what plans[i] gives alone, up to the rounding of kernels that see
+    another batch size. Nothing is run before the first step is asked for.
+
+    Args:
+        engine: the model that the plans name.
+        plans: one a picture; they may differ in words, seed, sizes told to the network and scores alone, see
+            `Plan.shares_batch`.
+
+    Yields:
+        `steps` steps; the last one's x holds the latents (b, 4, h/8, w/8), float32, for `decode`.
+
+    Raises:
+        ValueError: no plans, plans that cannot share a batch, or plans for another model.
+        UsageError: a size that the model's first stage cannot divide.
+        MemoryExhaustedError: also while stepping.
+        NumericsError: while stepping, when a latent is not finite.
+    """
+    plans = tuple(plans)
+    if not plans or not all(plans[0].shares_batch(plan) for plan in plans):
+        raise ValueError("a batch is one or more plans that share all but words, seed, sizes and scores")
+    if plans[0].denoiser != engine.config.denoiser:
+        raise ValueError(f"the plan is for a denoiser that {engine.config.name} does not have")
+    check_size(plans[0].size, engine.config)
+    if engine.device.type == "cpu":  # CUDA refuses by itself; a CPU process would be killed after hours of sampling
+        needed = decode_memory_bytes(engine, plans[0].size)
+        height, width = plans[0].size
+        require_memory(needed, engine.device, f"a picture of {width}x{height}", _DECODING_HINT)
+    return _guarded(engine, plans)
+
+
+def condition(engine: Engine, plans: Sequence[Plan]) -> tuple[Conditioning, Conditioning | None]:
+    """What the network is told: the conditional and, where guidance needs it, the unconditional side, a row a plan.
+
+    Every distinct prompt runs through the text towers once, by itself, so that its rows do not depend on the batch.
+    """
+    guider = plans[0].guider
+    cond = _encode(engine, [(plan.request(), False) for plan in plans])
+    if guider.name == "identity" or guider.scale == 1:
+        return cond, None
+    return cond, _encode(engine, [(plan.negative_request(), plan.zero_negative) for plan in plans])
+
+
+def decode(engine: Engine, latents: Tensor, *, reporter: Reporter = SILENT) -> list[Picture]:
+    """Turn latents into pictures, one at a time.
+
+    What comes out of a half-precision first stage with a value that is not finite is done again in float32.
+
+    Args:
+        engine: whose first stage to use.
+        latents: (b, 4, h/8, w/8), scaled, on any device.
+        reporter: counts pictures.
+
+    Returns:
+        b pictures (h, w, 3).
+
+    Raises:
+        NumericsError: a picture is not finite in float32 either.
+        MemoryExhaustedError: a picture does not fit.
+    """
+    pictures = []
+    reporter.start("decoding", len(latents), "pictures")
+    try:
+        for row in range(len(latents)):
+            with torch.inference_mode(), memory_guard(engine.device, "decoding a picture", _DECODING_HINT):
+                pictures.append(_picture(_decode_finite(engine, latents[row : row + 1].to(engine.device))))
+            reporter.advance(1)
+    finally:
+        reporter.finish()
+    return pictures
+
+
+def decode_memory_bytes(engine: Engine, size: tuple[int, int]) -> int:
+    """About what decoding one picture of `size` (height, width) takes beside the weights.
+
+    The peak is the finest level's first block, which holds its input, normalised and activated, and its output.
+    """
+    config = engine.config.first_stage
+    widest = config.ch * config.ch_mult[min(1, len(config.ch_mult) - 1)]
+    return int(size[0] * size[1] * (3 * widest + config.ch) * engine.first_stage_dtype.itemsize)
+
+
+def _guarded(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
+    height, width = plans[0].size
+    doing = f"sampling {len(plans)} of {width}x{height}"
+    steps = _steps(engine, plans)
+    while True:
+        # Entered anew for every step: an abandoned generator must not leave its caller in inference mode.
+        with torch.inference_mode(), memory_guard(engine.device, doing, _SAMPLING_HINT):
+            step = next(steps, None)
+            if step is not None:
+                _check_finite(step, plans, engine)
+        if step is None:
+            return
+        yield step
+
+
+def _steps(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
+    plan, sigmas, config = plans[0], plans[0].sigmas(), engine.config
+    cond, uncond = condition(engine, plans)
+    denoise = build_guider(plan.guider).bind(engine.denoiser, engine.predict, cond, uncond)
+    factor = config.first_stage.factor
+    shape = (config.first_stage.z_channels, plan.size[0] // factor, plan.size[1] // factor)
+    noise = PictureNoise([plan.seed for plan in plans], shape, engine.device)
+    sampler = SAMPLERS[plan.sampler.name]
+    yield from sampler.fn(denoise, noise.start(sigmas[0]), sigmas, noise=noise, **plan.sampler.options())
+
+
+def _encode(engine: Engine, wanted: Sequence[tuple[ConditionRequest, bool]]) -> Conditioning:
+    """A row for every (request, whether its text is zeros)."""
+    rows = {
+        (request, zero): engine.conditioner([request], force_zero=("txt",) if zero else ())
+        for request, zero in dict.fromkeys(wanted)
+    }
+    return Conditioning.cat([rows[key] for key in wanted]).to(engine.device, engine.dtype)
+
+
+def _check_finite(step: Step, plans: Sequence[Plan], engine: Engine) -> None:
+    finite = torch.isfinite(step.x).flatten(1).all(dim=1).tolist()
+    if all(finite):
+        return
+    seeds = ", ".join(str(plan.seed) for plan, good in zip(plans, finite, strict=True) if not good)
+    half = engine.dtype is torch.float16
+    raise NumericsError(
+        f"the latent of seed {seeds} is not finite after step {step.index + 1} of {plans[0].steps}",
+        hint="try --dtype bfloat16 or float32" if half else "the model file may be damaged: see `sdxl inspect`",
+    )
+
+
+def _decode_finite(engine: Engine, latent: Tensor) -> Tensor:
+    image = engine.first_stage.decode(latent.to(engine.first_stage_dtype)).float()
+    if not torch.isfinite(image).all() and engine.first_stage_dtype is not torch.float32:
+        exact: AutoencoderKL = copy.deepcopy(engine.first_stage).float()
+        image = exact.decode(latent.float())
+    if not torch.isfinite(image).all():
+        raise NumericsError(
+            "the decoded picture is not finite", hint="the first stage's weights may be damaged: try another --vae"
+        )
+    return image
+
+
+def _picture(image: Tensor) -> Picture:
+    pixels = ((image[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    array: Picture = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
+    return array
