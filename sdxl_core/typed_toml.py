@@ -68,7 +68,8 @@ def build(cls: type[M], table: Mapping[str, Any], source: Callable[[Place], str]
         return cls.model_validate(frozen)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        first = problems[0]
+        # A misspelt key is also a missing one: the key that is there says more.
+        first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
         place = _place(first, frozen)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         dotted_place = f"{dotted(place)}: " if place else ""

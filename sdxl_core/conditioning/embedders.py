@@ -1,29 +1,8 @@
-"""Numbers (sizes, crop, score, timestep) as sinusoidal features."""
+"""Numbers (sizes, crop, score) as sinusoidal features."""
 
-import math
-
-import torch
 from torch import Tensor, nn
 
-
-def sinusoid(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Cosine and sine of each number at dim // 2 frequencies, falling geometrically from 1 towards 1 / max_period.
-
-    Args:
-        t: (n,) numbers of any dtype; computed in float32.
-        dim: features; an odd dim ends in a zero.
-        max_period: the longest period, divided by 2 pi.
-
-    Returns:
-        (n, dim) float32: cosines first, then sines.
-
-    Source: Vaswani et al. 2017, section 3.5, in the order of the published SDXL weights.
-    """
-    half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t.to(torch.float32)[:, None] * frequencies
-    features = torch.cat([angles.cos(), angles.sin()], dim=-1)
-    return nn.functional.pad(features, (0, dim % 2))
+from sdxl_core.ops.layers import sinusoid
 
 
 class ConcatTimestepEmbedderND(nn.Module):

@@ -30,7 +30,7 @@ def sinusoid(values: Tensor, features: int, max_period: float = 10000.0) -> Tens
 
     Args:
         values: (b,), any real numbers; a fraction is not rounded.
-        features: an even number of outputs for each value.
+        features: outputs for each value; an odd number ends in a zero.
         max_period: radians per 2 pi of the slowest frequency, reached in the limit.
 
     Returns:
@@ -41,4 +41,4 @@ def sinusoid(values: Tensor, features: int, max_period: float = 10000.0) -> Tens
     # Multiplied, then divided: the order in which the published models had their frequencies rounded.
     frequencies = torch.exp(-math.log(max_period) * steps / half)
     angles = values.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return nn.functional.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, features % 2))

@@ -63,9 +63,7 @@ class DiffusionLossConfig(Config):
     caption_dropout: Fraction = 0.1  # share of pictures trained without any text, for guidance
 
 
-LossConfig = Annotated[
-    AutoencoderLossConfig | ContrastiveLossConfig | DiffusionLossConfig, Field(discriminator="kind")
-]
+LossConfig = Annotated[AutoencoderLossConfig | ContrastiveLossConfig | DiffusionLossConfig, Field(discriminator="kind")]
 
 
 class TrainConfig(Config):
@@ -88,5 +86,7 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _warmup_fits(self) -> "TrainConfig":
         if self.optimizer.warmup_steps >= self.steps:
-            raise ValueError(f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be less than steps {self.steps}")
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be less than steps {self.steps}"
+            )
         return self

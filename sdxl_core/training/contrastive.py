@@ -5,6 +5,7 @@ text towers go into the checkpoint, where the conditioner uses them frozen.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ class ImageTower(nn.Module):
         super().__init__()
         steps = [3, channels, 2 * channels, 4 * channels, 8 * channels]
         layers: list[nn.Module] = []
-        for c_in, c_out in zip(steps, steps[1:], strict=False):
+        for c_in, c_out in pairwise(steps):
             layers += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GroupNorm(8, c_out), nn.SiLU()]
         self.body = nn.Sequential(*layers, nn.Flatten())
         # Flattened, not pooled: what is left and what is right is in the captions.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from sdxl_core.checkpoints.save import save_weights
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.progress import SILENT, Reporter
 from sdxl_core.training.data import Picture, load_crop, nearest_bucket
@@ -80,15 +80,11 @@ def cache_latents(
         stored[f"{bucket[0]}x{bucket[1]}"] = torch.cat(parts)
     reporter.finish()
     stored["sizes"] = sizes
-    temporary = path.with_suffix(".part")
-    save_file(stored, temporary, metadata={"fingerprint": fingerprint})
-    temporary.replace(path)
+    save_weights(path, stored, metadata={"fingerprint": fingerprint})
     return _unpack(stored, by_bucket, len(pictures))
 
 
-def _unpack(
-    stored: dict[str, Tensor], by_bucket: dict[tuple[int, int], list[int]], count: int
-) -> LatentCache:
+def _unpack(stored: dict[str, Tensor], by_bucket: dict[tuple[int, int], list[int]], count: int) -> LatentCache:
     moments: list[Tensor] = [torch.empty(0)] * count
     for bucket, indexes in by_bucket.items():
         for row, index in enumerate(indexes):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdxl_core.checkpoints.header import read_header
+from sdxl_core.checkpoints.load import load_into
+from sdxl_core.checkpoints.save import save_weights
 from sdxl_core.conditioning.conditioner import Conditioner
 from sdxl_core.config import Config, ModelConfig
 from sdxl_core.diffusion.denoiser import Denoiser
@@ -28,7 +29,7 @@ from sdxl_core.training.data import Picture, read_image_folder
 from sdxl_core.training.diffusion import DiffusionStage
 from sdxl_core.training.latents import cache_latents
 from sdxl_core.training.loop import Stage, Trainer
-from sdxl_core.typed_toml import build, dotted, read_toml, suggestion
+from sdxl_core.typed_toml import build, read_toml, suggestion
 
 MODEL_FILE = "model.safetensors"
 NETWORK, FIRST_STAGE, CONDITIONER = "model.diffusion_model.", "first_stage_model.", "conditioner."
@@ -58,7 +59,7 @@ def load_train_preset(name_or_path: str) -> TrainConfig:
                 f"no training preset is called {name_or_path!r}{suggestion(name_or_path, shipped)}",
                 hint="there are " + ", ".join(shipped),
             )
-    return build(_File, read_toml(path), lambda place: f"{path}: {dotted(place)}").train
+    return build(_File, read_toml(path), lambda _: str(path)).train
 
 
 def prepare(
@@ -108,9 +109,7 @@ def _build_stage(
         case AutoencoderLossConfig():
             autoencoder = AutoencoderKL(model.first_stage)
             _fill(autoencoder, FIRST_STAGE, init, required=False)
-            return AutoencoderStage(
-                autoencoder.to(device, memory_format=channels_last), pictures, config, device
-            )
+            return AutoencoderStage(autoencoder.to(device).to(memory_format=channels_last), pictures, config, device)
         case ContrastiveLossConfig():
             conditioner = Conditioner(model.conditioner)
             _fill(conditioner, CONDITIONER, init, required=False)
@@ -124,7 +123,7 @@ def _build_stage(
     cache = cache_latents(
         pictures,
         config.data.buckets,
-        autoencoder.to(device, memory_format=channels_last),
+        autoencoder.to(device).to(memory_format=channels_last),
         run_dir / "latents.safetensors",
         seed=config.seed,
         dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
@@ -132,7 +131,7 @@ def _build_stage(
         reporter=reporter,
     )
     return DiffusionStage(
-        network.to(device, memory_format=channels_last),
+        network.to(device).to(memory_format=channels_last),
         conditioner.to(device),
         Denoiser(model.denoiser),
         pictures,
@@ -153,12 +152,7 @@ def _fill(module: nn.Module, prefix: str, files: Sequence[Path], *, required: bo
                 hint="train that part first and give its model file with --init",
             )
         return
-    with safe_open(holders[-1], "pt") as file:
-        weights = {key.removeprefix(prefix): file.get_tensor(key).float() for key in file.keys() if key.startswith(prefix)}  # noqa: E501, SIM118
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{holders[-1]} does not fit the model: {error}") from error
+    load_into(module, holders[-1], prefix, dtype=torch.float32)
 
 
 def export(
@@ -172,6 +166,4 @@ def export(
     prefixes = (NETWORK, FIRST_STAGE, CONDITIONER)
     trained = {name: value for name, value in trainer.ema.shadow.items() if name.startswith(prefixes)}
     tensors |= trained
-    temporary = path.with_suffix(".part")
-    save_file({key: value.to(dtype).contiguous() for key, value in tensors.items()}, temporary, metadata=dict(metadata))
-    temporary.replace(path)
+    save_weights(path, tensors, dtype=dtype, metadata=metadata)

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from sdxl_core.conditioning.embedders import ConcatTimestepEmbedderND, sinusoid
+from sdxl_core.conditioning.embedders import ConcatTimestepEmbedderND
+from sdxl_core.ops.layers import sinusoid
 
 
 @pytest.mark.parametrize("dim", [256, 320, 7])
