@@ -1,0 +1,7 @@
+"""What holds for every test."""
+
+import os
+
+# Several workers with as many threads each as there are cores wait for one another more than they compute.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
