@@ -1,0 +1,277 @@
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support_tiny import OPEN_CLIP_WIDTH, tiny_config, write_tiny_checkpoint
+from torch import Tensor
+
+from sdxl_core.config import DenoiserConfig, DiscretizationConfig, GuiderConfig, SamplerConfig
+from sdxl_core.devices import free_memory_bytes
+from sdxl_core.diffusion.samplers import SAMPLERS
+from sdxl_core.engine import Engine, load_engine
+from sdxl_core.errors import MemoryExhaustedError, NumericsError, UsageError
+from sdxl_core.pipeline import condition, decode, decode_memory_bytes, sample
+from sdxl_core.plan import Plan
+from sdxl_core.types import Step
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Path:
+    return write_tiny_checkpoint(folder / "base.safetensors")
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> Engine:
+    return load_engine(tiny_config(), checkpoint, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def spoilable(checkpoint: Path) -> Engine:
+    """An engine of one test's own."""
+    return load_engine(tiny_config(), checkpoint, device="cpu", dtype="float32")
+
+
+def plan_of(**changes: Any) -> Plan:
+    size = changes.pop("size", (32, 40))
+    given = {"prompt": "a cat", "seed": 1, "steps": 4, "original_size": size, "target_size": size, **changes}
+    return Plan(model="tiny-base", file="tiny.safetensors", size=size, **given)
+
+
+def latents(engine: Engine, *plans: Plan) -> Tensor:
+    *_, last = sample(engine, plans)
+    return last.x
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def test_a_run_yields_its_steps_and_ends_without_noise(engine: Engine) -> None:
+    plan = plan_of()
+    steps = list(sample(engine, [plan]))
+    assert [step.index for step in steps] == [0, 1, 2, 3]
+    assert tuple(step.sigma for step in steps) == plan.sigmas()[1:]
+    assert all(step.x.shape == (1, 4, 4, 5) and step.x.dtype == torch.float32 for step in steps)
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_a_progress_bar_of_model_calls_reaches_its_end(engine: Engine, sampler: str) -> None:
+    plan = plan_of(sampler=SamplerConfig(name=sampler))
+    assert sum(step.calls for step in sample(engine, [plan])) == plan.model_calls()
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m"])
+def test_a_picture_is_the_same_alone_and_in_any_batch(engine: Engine, sampler: str) -> None:
+    plans = [
+        plan_of(sampler=SamplerConfig(name=sampler), **changes)
+        for changes in (
+            {"seed": 3},
+            {"seed": 4, "negative": "blurry"},
+            {"seed": 5, "prompt": "a red apple", "prompt_2": "drawn"},
+            {"seed": 3, "crop_coords_top_left": (16, 0), "original_size": (8, 8)},
+        )
+    ]
+    together = latents(engine, *plans)
+    for row, plan in enumerate(plans):
+        assert relative(together[row], latents(engine, plan)[0]) < 1e-5
+
+
+def test_the_same_plan_gives_the_same_latent_bit_for_bit(engine: Engine) -> None:
+    plan = plan_of(sampler=SamplerConfig(name="euler_ancestral"))
+    assert torch.equal(latents(engine, plan), latents(engine, plan))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 2},
+        {"prompt": "a dog"},
+        {"prompt_2": "a dog"},
+        {"negative": "blurry"},
+        {"negative_2": "blurry"},
+        {"guider": GuiderConfig(scale=2.0)},
+        {"original_size": (8, 8)},
+        {"target_size": (8, 8)},
+        {"crop_coords_top_left": (8, 8)},
+        {"discretization": DiscretizationConfig(name="edm")},
+        {"sampler": SamplerConfig(name="heun")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_everything_a_plan_says_reaches_the_picture(engine: Engine, change: dict[str, Any]) -> None:
+    assert relative(latents(engine, plan_of(**change)), latents(engine, plan_of())) > 1e-5
+
+
+def test_an_empty_negative_is_zeros_for_the_base(engine: Engine) -> None:
+    cond, uncond = condition(engine, [plan_of()])
+    assert uncond is not None
+    assert not uncond.crossattn.any()
+    assert not uncond.vector[:, :OPEN_CLIP_WIDTH].any()
+    assert torch.equal(uncond.vector[:, OPEN_CLIP_WIDTH:], cond.vector[:, OPEN_CLIP_WIDTH:])
+
+
+def test_only_the_rows_without_a_negative_are_zeros(engine: Engine) -> None:
+    _, uncond = condition(engine, [plan_of(), plan_of(negative="blurry"), plan_of()])
+    assert uncond is not None
+    assert [bool(row.any()) for row in uncond.crossattn] == [False, True, False]
+    cond, _ = condition(engine, [plan_of(prompt="blurry")])
+    assert torch.equal(uncond.crossattn[1], cond.crossattn[0])
+
+
+def test_the_refiner_always_encodes_the_negative_and_reads_both_scores(folder: Path) -> None:
+    path = write_tiny_checkpoint(folder / "refiner.safetensors", "refiner")
+    engine = load_engine(tiny_config("refiner"), path, device="cpu", dtype="float32")
+    plan = plan_of(empty_negative="encode")
+    cond, uncond = condition(engine, [plan])
+    assert uncond is not None
+    assert uncond.crossattn.all(dim=2).any()
+    differs = (uncond.vector != cond.vector)[0, OPEN_CLIP_WIDTH:]
+    assert not differs[:-32].any()
+    assert differs[-32:].any()
+    assert latents(engine, plan).isfinite().all()
+
+
+@pytest.mark.parametrize("guider", [GuiderConfig(name="identity"), GuiderConfig(scale=1.0)])
+def test_without_guidance_the_negative_side_is_not_made(engine: Engine, guider: GuiderConfig) -> None:
+    assert condition(engine, [plan_of(guider=guider)])[1] is None
+    with_negative = latents(engine, plan_of(guider=guider, negative="blurry"))
+    assert torch.equal(with_negative, latents(engine, plan_of(guider=guider)))
+
+
+def test_bfloat16_follows_float32(checkpoint: Path, engine: Engine) -> None:
+    half = load_engine(tiny_config(), checkpoint, device="cpu", dtype="bfloat16")
+    plan = plan_of(guider=GuiderConfig(name="identity"))  # guidance multiplies the rounding by its scale
+    assert relative(latents(half, plan), latents(engine, plan)) < 0.02
+
+
+def a_started_run(engine: Engine) -> Iterator[Step]:
+    run = sample(engine, [plan_of()])
+    next(run)
+    return run
+
+
+def test_an_abandoned_run_leaves_no_mode_behind(engine: Engine) -> None:
+    run = a_started_run(engine)
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+    del run
+    assert not torch.is_inference_mode_enabled()
+    assert (torch.ones(1, requires_grad=True) * 2).requires_grad
+
+
+def test_two_runs_may_alternate(engine: Engine) -> None:
+    first, second = a_started_run(engine), a_started_run(engine)
+    pairs = list(zip(first, second, strict=True))
+    assert len(pairs) == 3
+    assert all(torch.equal(a.x, b.x) for a, b in pairs)
+
+
+def test_a_latent_that_is_not_finite_stops_the_run_and_names_the_seed(spoilable: Engine) -> None:
+    with torch.no_grad():
+        spoilable.network.get_parameter("out.2.bias").fill_(torch.nan)
+    with pytest.raises(NumericsError, match="latent of seed 7, 8 is not finite after step 1 of 4") as caught:
+        list(sample(spoilable, [plan_of(seed=7), plan_of(seed=8)]))
+    assert "damaged" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        [],
+        [plan_of(), plan_of(steps=5)],
+        [plan_of(), plan_of(size=(32, 32))],
+        [plan_of(denoiser=DenoiserConfig(scaling="v"))],
+    ],
+    ids=["none", "steps", "size", "denoiser"],
+)
+def test_plans_that_cannot_be_run_together_are_a_mistake_of_the_caller(engine: Engine, plans: list[Plan]) -> None:
+    with pytest.raises(ValueError, match=r"batch|denoiser"):
+        sample(engine, plans)
+
+
+def test_a_size_that_the_first_stage_cannot_divide_is_refused(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="does not divide by 8"):
+        sample(engine, [plan_of(size=(30, 32))])
+
+
+def test_a_picture_larger_than_memory_is_refused_before_the_first_step(engine: Engine) -> None:
+    size = (16384, 16384)
+    assert decode_memory_bytes(engine, size) > (free_memory_bytes(engine.device) or 0)
+    with pytest.raises(MemoryExhaustedError, match="not enough memory for a picture of 16384x16384"):
+        sample(engine, [plan_of(size=size)])
+
+
+def test_pictures_are_the_decoded_latents_in_8_bits(engine: Engine) -> None:
+    x = latents(engine, plan_of(), plan_of(seed=2)) / 20
+    pictures = decode(engine, x)
+    with torch.no_grad():
+        wanted = engine.first_stage.decode(x).clamp(-1, 1).permute(0, 2, 3, 1).numpy()
+    assert len(pictures) == 2
+    for picture, exact in zip(pictures, wanted, strict=True):
+        assert picture.shape == (32, 40, 3)
+        assert picture.dtype == np.uint8
+        assert picture.flags["C_CONTIGUOUS"]
+        assert np.abs(picture - (exact + 1) * 127.5).max() <= 0.501
+    assert 5 < pictures[0].std() < 120
+
+
+def test_the_ends_of_the_range_are_black_and_white(spoilable: Engine) -> None:
+    bias = spoilable.first_stage.get_parameter("decoder.conv_out.bias")
+    x = torch.zeros(1, 4, 2, 2)
+    with torch.no_grad():
+        spoilable.first_stage.get_parameter("decoder.conv_out.weight").zero_()
+        for value, level in ((-1.0, 0), (0.0, 128), (1.0, 255), (-9.0, 0), (9.0, 255)):
+            bias.fill_(value)
+            assert (decode(spoilable, x)[0] == level).all()
+
+
+def test_a_first_stage_that_overflows_in_half_precision_is_run_again_in_float32(spoilable: Engine) -> None:
+    """The published first stage does this in float16: its residual stream passes 65504."""
+    x = latents(spoilable, plan_of()) / 20
+    with torch.no_grad():
+        spoilable.first_stage.get_parameter("decoder.mid.block_1.conv2.bias").fill_(60000.0)
+        spoilable.first_stage.get_parameter("decoder.mid.block_2.conv2.bias").fill_(60000.0)
+    exact = decode(spoilable, x)
+    rounded = dataclasses.replace(spoilable, first_stage=spoilable.first_stage.half(), first_stage_dtype=torch.float16)
+    with torch.no_grad():
+        assert not rounded.first_stage.decode(x.half()).isfinite().all()
+    again = decode(rounded, x)
+    assert np.abs(again[0].astype(int) - exact[0]).max() <= 2
+    assert rounded.first_stage.quant_conv.weight.dtype == torch.float16
+
+
+def test_a_picture_that_is_never_finite_is_never_returned(spoilable: Engine) -> None:
+    with torch.no_grad():
+        spoilable.first_stage.get_parameter("decoder.conv_out.bias").fill_(torch.inf)
+    with pytest.raises(NumericsError, match="decoded picture is not finite"):
+        decode(spoilable, torch.zeros(1, 4, 2, 2))
+    assert not torch.is_inference_mode_enabled()
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.said: list[object] = []
+
+    def start(self, task: str, total: float | None, unit: str = "") -> None:
+        self.said.append((task, total, unit))
+
+    def advance(self, amount: float) -> None:
+        self.said.append(amount)
+
+    def finish(self) -> None:
+        self.said.append("finish")
+
+
+def test_decoding_reports_every_picture(engine: Engine) -> None:
+    reporter = Recorder()
+    decode(engine, torch.zeros(2, 4, 2, 2), reporter=reporter)
+    assert reporter.said == [("decoding", 2, "pictures"), 1, 1, "finish"]
