@@ -1,0 +1,57 @@
+"""Puts the commands together, nothing else."""
+
+from typing import Annotated
+
+import typer
+
+import sdxl_core
+from sdxl_cli.boundary import EXIT_CODES
+from sdxl_cli.commands import gen, inspect, presets, pull, sigmas
+from sdxl_cli.console import Console
+from sdxl_cli.options import flag
+from sdxl_cli.places import ENVIRONMENT
+
+_EPILOG = "\n".join(
+    [
+        "[bold]Environment[/bold]",
+        *(f"  {name:<18} {meaning}" for name, meaning in ENVIRONMENT.items()),
+        "",
+        "[bold]Exit codes[/bold]",
+        *(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items()),
+    ]
+)
+
+app = typer.Typer(
+    name="sdxl",
+    help="Stable Diffusion XL from the command line: pictures from words, on a GPU or on a plain CPU.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        Console().data(f"sdxl {sdxl_core.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Print the version and exit."),
+    ] = False,
+    # The boundary takes it out before typer reads the line; it stands here for the help page.
+    debug: Annotated[bool, flag("--debug", help="Show the traceback of an internal error.")] = False,
+) -> None:
+    pass
+
+
+app.command("gen", epilog=gen.EPILOG)(gen.gen)
+app.command("inspect", epilog=inspect.EPILOG)(inspect.inspect)
+app.command("sigmas", epilog=sigmas.EPILOG)(sigmas.sigmas)
+app.add_typer(presets.app, name="presets")
+app.command("pull", epilog=pull.EPILOG)(pull.pull)

@@ -1,0 +1,40 @@
+"""`sdxl gen`: pictures from words."""
+
+import typer
+
+from sdxl_cli.console import Console
+from sdxl_cli.flags import GenFlags, takes
+
+EPILOG = """
+[bold]Examples[/bold]
+  sdxl gen "a cat"
+  sdxl gen "a red apple on a blue background" -n 4 --seed 1
+  sdxl gen "a lighthouse at dusk" --preset sdxl-base-1.0 --aspect 16:9
+  sdxl gen --prompts list.txt -o 'out/{seed}-{slug}.jpg' --json
+  shuf -n 3 list.txt | sdxl gen - --dry-run
+"""
+
+
+@takes(GenFlags)
+def gen(flags: GenFlags) -> None:
+    """Draw pictures of what PROMPT says and print their paths.
+
+    Without --preset and --model this is SDXL base where its file is found, else the small model in the package.
+    """
+    from sdxl_cli.drawing import draw
+    from sdxl_cli.jobs import recipe_table, resolve_run
+
+    console = Console(quiet=flags.quiet)
+    run = resolve_run(flags, console)
+    if flags.print_config:
+        from sdxl_cli.toml_text import to_toml
+
+        console.data(to_toml(recipe_table(run, flags.preset)).rstrip("\n"))
+    elif flags.dry_run:
+        from sdxl_cli.dry_run import show_run
+
+        show_run(run, flags, console)
+    else:
+        code = draw(run, flags, console)
+        if code:
+            raise typer.Exit(code)

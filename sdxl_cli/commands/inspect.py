@@ -1,0 +1,76 @@
+"""`sdxl inspect`: what a model file, a picture or a latent says about itself."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdxl_cli.completion import complete_model
+from sdxl_cli.console import Console, print_error
+from sdxl_cli.options import Json, flag
+from sdxl_core.errors import SdxlError
+
+EPILOG = """
+[bold]Examples[/bold]
+  sdxl inspect sd_xl_base_1.0.safetensors
+  sdxl inspect outputs/00001-42-a-cat.png
+  sdxl inspect *.safetensors --json
+"""
+
+SOME_FAILED = 3
+
+Files = Annotated[
+    list[str],
+    typer.Argument(metavar="FILE", help="Model files, pictures or latents.", autocompletion=complete_model),
+]
+Hash = Annotated[bool, flag("--hash", help="Compute the sha256 too; reads the whole file once.")]
+Tensors = Annotated[bool, flag("--tensors", help="List every tensor with its dtype and shape.")]
+Raw = Annotated[bool, flag("--raw", help="Print a picture's parameters text as it stands, and nothing else.")]
+
+
+def inspect(
+    files: Files, hashed: Hash = False, tensors: Tensors = False, raw: Raw = False, as_json: Json = False
+) -> None:
+    """Say what files are and why, from their headers alone: models, pictures and what they record, latents.
+
+    A name without a path is looked for in the models folders too.
+    """
+    console = Console()
+    failures = []
+    for number, file in enumerate(files):
+        if number and not as_json and not raw:
+            console.data("")
+        try:
+            _inspect(console, file, hashed, tensors, raw, as_json)
+        except SdxlError as error:
+            if len(files) == 1:
+                raise
+            print_error(error.message, error.hint)
+            failures.append(error)
+    if failures:
+        raise typer.Exit(SOME_FAILED if len(failures) < len(files) else failures[0].exit_code)
+
+
+def _inspect(console: Console, file: str, hashed: bool, tensors: bool, raw: bool, as_json: bool) -> None:
+    from sdxl_cli.describe_model import describe_model
+    from sdxl_cli.describe_picture import describe_picture
+    from sdxl_cli.places import models_folders
+    from sdxl_core.checkpoints.find import find_file
+    from sdxl_core.picture_files import picture_format
+
+    path = find_file(file, models_folders())
+    if picture_format(_first_bytes(path)) is not None:
+        describe_picture(console, path, raw, as_json)
+    else:
+        describe_model(console, path, hashed, tensors, as_json)
+
+
+def _first_bytes(path: Path) -> bytes:
+    """The start of a regular file; nothing of anything else, which the reader of headers will refuse."""
+    if not path.is_file():
+        return b""
+    try:
+        with path.open("rb") as file:
+            return file.read(12)
+    except OSError:
+        return b""

@@ -1,0 +1,44 @@
+"""`sdxl pull`: published model files from the Hugging Face hub."""
+
+from typing import Annotated
+
+import typer
+
+from sdxl_cli.boundary import Stopped
+from sdxl_cli.completion import complete_preset
+from sdxl_cli.console import Console
+from sdxl_cli.options import Quiet
+
+EPILOG = """
+[bold]Examples[/bold]
+  sdxl pull sdxl-base-1.0
+  SDXL_MODELS=/data/models sdxl pull sdxl-base-1.0 sdxl-refiner-1.0
+"""
+
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="PRESET", help="Presets whose model files to fetch.", autocompletion=complete_preset),
+]
+
+
+def pull(presets: Names, quiet: Quiet = False) -> None:
+    """Fetch the model file of a preset into the models folder, check it, and print its path.
+
+    A download that broke off goes on where it stopped; a file that is there and right is left alone.
+    """
+    from sdxl_cli.places import hash_cache, models_folder
+    from sdxl_cli.reporters import open_view
+    from sdxl_core.checkpoints.pull import pull_file
+    from sdxl_core.presets import load_preset
+
+    console = Console(quiet=quiet)
+    files = [load_preset(name).model.file for name in presets]
+    try:
+        with open_view(console) as view:
+            for file in files:
+                path = pull_file(file, models_folder(), hash_cache=hash_cache(), reporter=view)
+                with view.hidden():
+                    console.data(str(path))
+    except Stopped as stop:
+        stop.message += ": run the command again, it goes on where it broke off"
+        raise

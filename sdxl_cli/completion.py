@@ -1,0 +1,32 @@
+"""What the shell offers after a flag: presets, samplers, schedules, model files. Reads no more than file names."""
+
+import typer
+
+Candidates = list[tuple[str, str] | str]
+
+
+def complete_preset(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
+    """Names of presets, with their descriptions."""
+    from sdxl_core.presets import list_presets
+
+    return [(e.name, e.description) for e in list_presets() if e.kind != "broken" and e.name.startswith(incomplete)]
+
+
+def complete_sampler(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
+    """Names of samplers."""
+    from sdxl_core.diffusion.samplers import SAMPLERS
+
+    return [name for name in SAMPLERS if name.startswith(incomplete)]
+
+
+def complete_schedule(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
+    """Names of noise schedules."""
+    return [name for name in ("ddpm", "edm") if name.startswith(incomplete)]
+
+
+def complete_model(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
+    """Names of the model files that lie in the models folders."""
+    from sdxl_cli.places import models_folders
+    from sdxl_core.checkpoints.find import list_files
+
+    return [file.name for file in list_files(models_folders()) if file.name.startswith(incomplete)]

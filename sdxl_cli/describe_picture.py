@@ -1,0 +1,102 @@
+"""What a picture records about itself, in words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdxl_cli.console import Console, shorten
+from sdxl_cli.tables import print_pairs
+from sdxl_core.errors import UsageError
+from sdxl_core.picture_files import PictureFile, read_record
+from sdxl_core.records import PARAMETERS_KEY, parse_parameters
+
+Pairs = list[tuple[str, str]]
+
+
+def describe_picture(console: Console, path: Path, raw: bool, as_json: bool) -> None:
+    """Print what a picture says about how it was made.
+
+    Raises:
+        PictureError: it is damaged.
+        UsageError: `raw` was asked for, and there is no parameters text.
+    """
+    picture = read_record(path)
+    if raw:
+        if picture.parameters is None:
+            raise UsageError(f"{path} has no parameters text")
+        console.data(picture.parameters)
+        return
+    if as_json:
+        console.json(
+            {
+                "path": str(path),
+                "kind": "picture",
+                "format": picture.format,
+                "width": picture.width,
+                "height": picture.height,
+                "machine_made": picture.machine_made,
+                "record": picture.record,
+                "texts": picture.texts,
+                "problems": picture.problems,
+            }
+        )
+        return
+    pairs = [("file", str(path)), ("kind", f"a picture ({picture.format}, {picture.width}x{picture.height})")]
+    pairs += record_pairs(picture.record) if picture.record is not None else _parameter_pairs(picture)
+    if picture.machine_made:
+        pairs.append(("marked as", "made by a trained model (IPTC digital source type)"))
+    others = [key for key in picture.texts if key != PARAMETERS_KEY]
+    pairs += [(shorten(key, 30), shorten(picture.texts[key], 200)) for key in others]
+    pairs += [("problem", problem) for problem in picture.problems]
+    print_pairs(console, pairs)
+
+
+def _parameter_pairs(picture: PictureFile) -> Pairs:
+    if picture.parameters is None:
+        return [("record", "none")]
+    prompt, negative, pairs = parse_parameters(picture.parameters)
+    shown = [("prompt", prompt), ("negative", negative)]
+    return [pair for pair in shown if pair[1]] + [(shorten(k, 30), shorten(v, 200)) for k, v in pairs.items()]
+
+
+def record_pairs(record: Mapping[str, Any]) -> Pairs:
+    """The chief facts of a record; whatever is missing or of another type is passed over."""
+    plan = _table(record.get("plan"))
+    sampler, levels, guider = (_table(plan.get(key)) for key in ("sampler", "discretization", "guider"))
+    size = plan.get("size")
+    facts: list[tuple[str, object]] = [
+        ("prompt", plan.get("prompt")),
+        ("prompt 2", plan.get("prompt_2")),
+        ("negative", plan.get("negative")),
+        ("negative 2", plan.get("negative_2")),
+        ("seed", plan.get("seed")),
+        ("size", f"{size[1]}x{size[0]}" if isinstance(size, list) and len(size) == 2 else None),
+        ("steps", plan.get("steps")),
+        ("sampler", _with_options(sampler)),
+        ("schedule", _with_options(levels)),
+        ("guidance", _with_options(guider)),
+        ("model calls", record.get("model_calls")),
+        ("model", plan.get("model")),
+        *((str(w.get("role")), f"{w.get('name')} sha256 {w.get('sha256')}") for w in _tables(record.get("weights"))),
+        ("ran on", _listed(record.get("device_name"), plan.get("device"), plan.get("dtype"), plan.get("attention"))),
+        ("versions", ", ".join(f"{key} {value}" for key, value in _table(record.get("versions")).items())),
+        ("software", record.get("software")),
+    ]
+    return [(name, shorten(str(value), 2000)) for name, value in facts if value not in (None, "")]
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _tables(value: object) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _with_options(table: Mapping[str, Any]) -> str:
+    options = [f"{key} {value}" for key, value in table.items() if key != "name" and value is not None]
+    return ", ".join([str(table["name"]), *options]) if "name" in table else ""
+
+
+def _listed(*values: object) -> str:
+    return ", ".join(str(value) for value in values if value)

@@ -1,0 +1,276 @@
+"""Jobs to picture files: loads the model, samples batch by batch, writes each picture as soon as it is done."""
+
+import hashlib
+import platform
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import sdxl_core
+from sdxl_cli.boundary import Stopped
+from sdxl_cli.console import Console, print_error, shorten
+from sdxl_cli.flags import GenFlags
+from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
+from sdxl_cli.places import hash_cache
+from sdxl_cli.reporters import View, open_view
+from sdxl_core.checkpoints.hashing import file_hash
+from sdxl_core.errors import CheckpointError, NumericsError, SdxlError
+from sdxl_core.naming import Names
+from sdxl_core.output import NameTakenError, prepare_directory, write_whole
+from sdxl_core.plan import Plan, batches
+from sdxl_core.records import Record, Weights, encode_latent, encode_picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdxl_core.engine import Engine
+
+SOME_FAILED = 3
+
+
+class Hashes:
+    """The sha256 of the weights' files, computed beside the sampling; a file that cannot be hashed has none."""
+
+    def __init__(self, files: Sequence[tuple[Literal["model", "vae"], Path]]) -> None:
+        self._files = files
+        self._found: dict[Path, str] = {}
+        # A daemon, so that an interrupted run need not wait for gigabytes to be read.
+        self._thread = threading.Thread(target=self._compute, daemon=True)
+        self._thread.start()
+
+    def _compute(self) -> None:
+        for _, path in self._files:
+            try:
+                self._found[path] = file_hash(path, cache=hash_cache())
+            except CheckpointError:
+                continue
+
+    def weights(self) -> tuple[Weights, ...]:
+        """Waits until all are known."""
+        self._thread.join()
+        return tuple(Weights(role=role, name=path.name, sha256=self._found.get(path)) for role, path in self._files)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """How a run went so far."""
+
+    total: int
+    done: int = 0
+    failures: list[SdxlError] = field(default_factory=list)
+
+    def exit_code(self) -> int:
+        if not self.failures:
+            return 0
+        return SOME_FAILED if self.done else self.failures[0].exit_code
+
+
+def draw(run: Run, flags: GenFlags, console: Console) -> int:
+    """Draw every job of a run.
+
+    Returns:
+        The exit code: 0, 3 when some pictures failed, or that of the failure when all did.
+
+    Raises:
+        SdxlError: the model cannot be loaded, memory ran out, or the output cannot be written.
+        Stopped: a signal came; its message says how many pictures are done.
+    """
+    assert run.model_path is not None
+    tally = _Tally(len(run.jobs))
+    try:
+        prepare_directory(run.names.destination.directory)
+        with open_view(console) as view:
+            engine = _load(run, run.model_path, flags, view)
+            files: list[tuple[Literal["model", "vae"], Path]] = [("model", run.model_path)]
+            if run.vae_path is not None:
+                files.append(("vae", run.vae_path))
+            _Artist(engine, run, flags, console, view, Hashes(files), tally).draw_all()
+    except Stopped as stop:
+        stop.message += f": {tally.done} of {tally.total} pictures are done"
+        raise
+    except SdxlError as error:
+        if tally.done:
+            error.message += f"; {tally.done} of {tally.total} pictures are done"
+        raise
+    return tally.exit_code()
+
+
+def _load(run: Run, model_path: Path, flags: GenFlags, view: View) -> "Engine":
+    from sdxl_core.engine import load_engine  # here torch comes in
+
+    plan = run.jobs[0].plan
+    return load_engine(
+        run.preset.model,
+        model_path,
+        vae_path=run.vae_path,
+        device=flags.device,
+        dtype=plan.dtype,
+        attention=plan.attention,
+        reporter=view,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Artist:
+    engine: "Engine"
+    run: Run
+    flags: GenFlags
+    console: Console
+    view: View
+    hashes: Hashes
+    tally: _Tally
+
+    def draw_all(self) -> None:
+        groups = list(self._groups())
+        self.view.begin_run(self.tally.total, sum(group[0].plan.model_calls() for group in groups))
+        for group in groups:
+            self._draw(group)
+
+    def _groups(self) -> Iterator[tuple[Job, ...]]:
+        """The jobs in batches."""
+        jobs = iter(self.run.jobs)
+        for plans in batches([job.plan for job in self.run.jobs], self.flags.batch_size):
+            yield tuple(next(jobs) for _ in plans)
+
+    def _draw(self, group: Sequence[Job]) -> None:
+        """One batch; where a picture of it is not finite, each alone, so that one cannot spoil the others."""
+        try:
+            latents, seconds = self._sample(group)
+        except NumericsError as error:
+            if len(group) == 1:
+                self._fail(group[0], error)
+            for job in group if len(group) > 1 else ():
+                self._draw([job])
+            return
+        self.view.decoding()
+        for row, job in enumerate(group):
+            try:
+                self._finish(job, latents[row : row + 1], seconds / len(group))
+            except NumericsError as error:
+                self._fail(job, error)
+
+    def _sample(self, group: Sequence[Job]) -> "tuple[Tensor, float]":
+        from sdxl_core.pipeline import sample
+
+        began = time.monotonic()
+        self.view.begin_batch(self._title(group), group[0].plan.model_calls())
+        for step in sample(self.engine, [job.plan for job in group]):
+            self.view.step(step.calls)
+        return step.x, time.monotonic() - began
+
+    def _title(self, group: Sequence[Job]) -> str:
+        if self.tally.total == 1:
+            return group[0].plan.prompt
+        first = self.run.jobs.index(group[0]) + 1
+        numbers = str(first) if len(group) == 1 else f"{first}-{first + len(group) - 1}"
+        return f"{numbers} {group[0].plan.prompt}"
+
+    def _finish(self, job: Job, latent: "Tensor", seconds: float) -> None:
+        from sdxl_core.pipeline import decode
+
+        began = time.monotonic()
+        record = None if self.flags.no_metadata else self._record(job.plan)
+        overwrite = self.flags.overwrite
+        if self.flags.save_latents:
+            # Before decoding, so that running out of memory there does not lose the work.
+            job = self._rename_if_taken(job)
+            data = encode_latent(latent[0].float().cpu().numpy(), record)
+            write_whole(job.path.with_suffix(LATENT_SUFFIX), data, overwrite=overwrite)
+        picture = decode(self.engine, latent)[0]
+        data = encode_picture(picture, self.run.names.destination.format, record)
+        path = self._write(job, data)
+        self.tally.done += 1
+        self._report(job, path, data, seconds + time.monotonic() - began)
+
+    def _write(self, job: Job, data: bytes) -> Path:
+        """Under the promised name, or the next free one if another program took it meanwhile."""
+        directory = self.run.names.destination.directory
+        while True:
+            try:
+                write_whole(job.path, data, overwrite=self.flags.overwrite, within=directory)
+                return job.path
+            except NameTakenError:
+                if self.flags.save_latents or not _counts(self.run.names):
+                    raise
+                job = Job(job.plan, job.fields, self.run.names.next(job.fields))
+
+    def _rename_if_taken(self, job: Job) -> Job:
+        taken = any(path.exists() for path in (job.path, job.path.with_suffix(LATENT_SUFFIX)))
+        if not taken or self.flags.overwrite or not _counts(self.run.names):
+            return job
+        return Job(job.plan, job.fields, self.run.names.next(job.fields))
+
+    def _record(self, plan: Plan) -> Record:
+        weights = self.hashes.weights()
+        stamped = self.engine.stamp(plan)
+        hashes = {w.role: w.sha256 for w in weights}
+        stamped = stamped.model_copy(update={"file_sha256": hashes["model"], "vae_sha256": hashes.get("vae")})
+        return Record(
+            software=f"sdxl {sdxl_core.__version__}",
+            plan=stamped,
+            sigmas=plan.sigmas(),
+            model_calls=plan.model_calls(),
+            weights=weights,
+            versions=_versions(),
+            device_name=_device_name(self.engine),
+        )
+
+    def _report(self, job: Job, path: Path, data: bytes, seconds: float) -> None:
+        plan = job.plan
+        line = (
+            f"{self.tally.done}/{self.tally.total} seed {plan.seed}, {plan.model_calls()} model calls, {seconds:.1f} s"
+        )
+        with self.view.hidden():
+            self.console.note(f"{line}: {shorten(plan.prompt, 60)}")
+            if self.flags.as_json:
+                self.console.json(_facts(job, path, data, seconds, self.flags.save_latents))
+            else:
+                self.console.data(str(path))
+
+    def _fail(self, job: Job, error: SdxlError) -> None:
+        self.tally.failures.append(error)
+        number = self.run.jobs.index(job) + 1
+        with self.view.hidden():
+            print_error(describe_failure(job, number, self.tally.total, error), error.hint)
+
+
+def _counts(names: Names) -> bool:
+    return names.destination.template.has_fields
+
+
+def _facts(job: Job, path: Path, data: bytes, seconds: float, latents: bool) -> dict[str, Any]:
+    plan = job.plan
+    return {
+        "path": str(path),
+        "seed": plan.seed,
+        "prompt": plan.prompt,
+        "negative": plan.negative,
+        "width": plan.size[1],
+        "height": plan.size[0],
+        "steps": plan.steps,
+        "sampler": plan.sampler.name,
+        "preset": plan.model,
+        "seconds": round(seconds, 3),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "latent": str(path.with_suffix(LATENT_SUFFIX)) if latents else None,
+    }
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    if torch.version.cuda is not None and torch.cuda.is_available():
+        versions |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
+    return versions
+
+
+def _device_name(engine: "Engine") -> str:
+    import torch
+
+    if engine.device.type == "cuda":
+        return torch.cuda.get_device_name(engine.device)
+    return platform.machine()

@@ -1,0 +1,57 @@
+"""What `--dry-run` shows: the jobs as they would be run."""
+
+import json
+
+from sdxl_cli.console import Console, shorten
+from sdxl_cli.flags import GenFlags
+from sdxl_cli.jobs import Run
+from sdxl_cli.tables import print_pairs, print_table
+from sdxl_core.plan import batches
+
+
+def show_run(run: Run, flags: GenFlags, console: Console) -> None:
+    """Print a run: facts and a table, or with --json one object a picture. Touches no file."""
+    if flags.as_json:
+        for job in run.jobs:
+            plan = json.loads(job.plan.to_json())
+            calls = job.plan.model_calls()
+            console.json({"path": str(job.path), "plan": plan, "sigmas": job.plan.sigmas(), "model_calls": calls})
+        return
+    print_pairs(console, _facts(run, flags))
+    console.data("")
+    print_table(
+        console,
+        [("picture", "right"), ("seed", "right"), ("size", "left"), ("prompt", "left"), ("file", "left")],
+        [
+            (
+                str(number),
+                str(job.plan.seed),
+                f"{job.plan.size[1]}x{job.plan.size[0]}",
+                shorten(job.plan.prompt, 40),
+                str(job.path),
+            )
+            for number, job in enumerate(run.jobs, 1)
+        ],
+    )
+
+
+def _facts(run: Run, flags: GenFlags) -> list[tuple[str, str]]:
+    plan, sigmas = run.jobs[0].plan, run.jobs[0].plan.sigmas()
+    groups = list(batches([job.plan for job in run.jobs], flags.batch_size))
+    options = "".join(f", {key} {value:g}" for key, value in plan.sampler.options().items())
+    shown = [f"{sigma:.4g}" for sigma in sigmas]
+    levels = " ".join(shown if len(shown) <= 8 else [*shown[:4], "...", *shown[-4:]])
+    missing = f"{run.preset.model.file.name} (missing: sdxl pull {run.preset.model.name})"
+    facts = [
+        ("preset", f"{run.preset.name}: {run.preset.description}".rstrip(": ")),
+        ("model file", missing if run.model_path is None else str(run.model_path)),
+        ("vae file", "" if run.vae_path is None else str(run.vae_path)),
+        ("negative", plan.negative),
+        ("sampler", f"{plan.sampler.name}{options}, {plan.steps} steps"),
+        ("schedule", plan.discretization.name),
+        ("sigmas", levels),
+        ("guidance", "none" if plan.guider.name == "identity" else f"{plan.guider.scale:g}"),
+        ("runs on", f"{plan.device}, dtype {plan.dtype}, attention {plan.attention}"),
+        ("model calls", f"{sum(g[0].model_calls() for g in groups)} in {len(groups)} batches"),
+    ]
+    return [(name, value) for name, value in facts if value]

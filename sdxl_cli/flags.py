@@ -1,0 +1,196 @@
+"""The flags of `sdxl gen`: one dataclass is both the signature that typer sees and the value that is passed on."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from sdxl_cli.completion import complete_model, complete_preset, complete_sampler, complete_schedule
+from sdxl_cli.options import flag
+
+T = TypeVar("T")
+
+WHAT, HOW, SIZES, WHERE, OUTPUT, SHOW = "What to draw", "How to draw it", "Sizes", "Where it runs", "Output", "Report"
+
+
+class Format(StrEnum):
+    """Picture formats."""
+
+    png = "png"
+    jpg = "jpg"
+    webp = "webp"
+
+
+def takes(flags: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """Let a command have one parameter, whose dataclass fields become the flags that typer sees."""
+
+    def wrap(command: Callable[[T], None]) -> Callable[..., None]:
+        def called(**values: Any) -> None:
+            command(flags(**values))
+
+        called.__doc__ = command.__doc__
+        called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    f.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if f.default is MISSING else f.default,
+                    annotation=f.type,
+                )
+                for f in fields(flags)  # type: ignore[arg-type]
+            ]
+        )
+        return called
+
+    return wrap
+
+
+def _value(*names: str, metavar: str, help: str, panel: str, complete: Any = None) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, autocompletion=complete)
+
+
+@dataclass(frozen=True, slots=True)
+class GenFlags:
+    """Everything that `sdxl gen` can be told; None means that the preset decides."""
+
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="What to draw; '-' reads prompts from standard input, one a line."),
+    ] = None
+    prompts_file: Annotated[
+        Path | None,
+        _value(
+            "--prompts", metavar="FILE", help="Read prompts from a file, one a line; # starts a comment.", panel=WHAT
+        ),
+    ] = None
+    negative: Annotated[
+        str | None, _value("--negative", "-N", metavar="TEXT", help="What to keep away from.", panel=WHAT)
+    ] = None
+    prompt_2: Annotated[
+        str | None, _value("--prompt-2", metavar="TEXT", help="Another prompt for the second text encoder.", panel=WHAT)
+    ] = None
+    negative_2: Annotated[
+        str | None, _value("--negative-2", metavar="TEXT", help="The same for the negative prompt.", panel=WHAT)
+    ] = None
+    seed: Annotated[
+        int | None,
+        _value(
+            "--seed",
+            "-s",
+            metavar="N",
+            help="Seed of the first picture of each prompt; random if not given.",
+            panel=WHAT,
+        ),
+    ] = None
+    count: Annotated[
+        int, _value("--count", "-n", metavar="N", help="Pictures a prompt; picture i takes seed + i.", panel=WHAT)
+    ] = 1
+    preset: Annotated[
+        str | None,
+        _value(
+            "--preset",
+            "-p",
+            metavar="NAME",
+            help="Model and recipe: a name or a TOML file.",
+            panel=HOW,
+            complete=complete_preset,
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        _value(
+            "--model",
+            "-m",
+            metavar="FILE",
+            help="Model file, or its name in a models folder.",
+            panel=HOW,
+            complete=complete_model,
+        ),
+    ] = None
+    vae: Annotated[
+        str | None,
+        _value(
+            "--vae", metavar="FILE", help="Take the autoencoder from this file.", panel=HOW, complete=complete_model
+        ),
+    ] = None
+    steps: Annotated[int | None, _value("--steps", metavar="N", help="Steps of the sampler.", panel=HOW)] = None
+    guidance: Annotated[
+        float | None,
+        _value("--guidance", "-g", metavar="SCALE", help="Classifier-free guidance; 1 turns it off.", panel=HOW),
+    ] = None
+    sampler: Annotated[
+        str | None,
+        _value(
+            "--sampler",
+            metavar="NAME",
+            help="Sampler; options follow as NAME:key=number,...",
+            panel=HOW,
+            complete=complete_sampler,
+        ),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        _value(
+            "--schedule",
+            metavar="NAME",
+            help="Noise levels: ddpm or edm, such as edm:rho=7.",
+            panel=HOW,
+            complete=complete_schedule,
+        ),
+    ] = None
+    size: Annotated[str | None, _value("--size", metavar="WxH", help="Size of the picture in pixels.", panel=SIZES)] = (
+        None
+    )
+    aspect: Annotated[
+        str | None,
+        _value("--aspect", metavar="W:H", help="Shape; takes the nearest size SDXL was trained on.", panel=SIZES),
+    ] = None
+    original_size: Annotated[
+        str | None,
+        _value("--original-size", metavar="WxH", help="Size the model believes the picture came from.", panel=SIZES),
+    ] = None
+    crop: Annotated[
+        str | None, _value("--crop", metavar="TOP,LEFT", help="Crop the model believes was made.", panel=SIZES)
+    ] = None
+    target_size: Annotated[
+        str | None, _value("--target-size", metavar="WxH", help="Size the model believes was asked for.", panel=SIZES)
+    ] = None
+    device: Annotated[str, _value("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.", panel=WHERE)] = "auto"
+    dtype: Annotated[str, _value("--dtype", metavar="NAME", help="auto, fp32, fp16 or bf16.", panel=WHERE)] = "auto"
+    attention: Annotated[
+        str, _value("--attention", metavar="NAME", help="auto, or a backend such as sdpa, cudnn, flash.", panel=WHERE)
+    ] = "auto"
+    batch_size: Annotated[
+        int,
+        _value("--batch-size", "-b", metavar="N", help="Pictures sampled together; does not change them.", panel=WHERE),
+    ] = 1
+    output: Annotated[
+        str | None,
+        _value(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Folder, file name, or template such as 'x/{seed}-{slug}.png'.",
+            panel=OUTPUT,
+        ),
+    ] = None
+    format: Annotated[
+        Format | None, typer.Option("--format", help="By the name if not given, else png.", rich_help_panel=OUTPUT)
+    ] = None
+    overwrite: Annotated[bool, flag("--overwrite", help="Replace files that exist.", panel=OUTPUT)] = False
+    save_latents: Annotated[
+        bool, flag("--save-latents", help="Write NAME.latent.safetensors beside each picture.", panel=OUTPUT)
+    ] = False
+    no_metadata: Annotated[
+        bool, flag("--no-metadata", help="Write nothing into the picture but its pixels.", panel=OUTPUT)
+    ] = False
+    dry_run: Annotated[bool, flag("--dry-run", help="Show what would be drawn, and stop.", panel=SHOW)] = False
+    print_config: Annotated[bool, flag("--print-config", help="Print the recipe as TOML, and stop.", panel=SHOW)] = (
+        False
+    )
+    as_json: Annotated[bool, flag("--json", help="One JSON object a picture on standard output.", panel=SHOW)] = False
+    quiet: Annotated[bool, flag("--quiet", "-q", help="Errors only on standard error.", panel=SHOW)] = False

@@ -1,0 +1,275 @@
+"""Flags to jobs: which model, which pictures, which file names. Loads no model and imports no torch."""
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sdxl_cli.console import Console, shorten
+from sdxl_cli.flags import GenFlags
+from sdxl_cli.options import full_dtype, parse_aspect, parse_choice, parse_crop, parse_size
+from sdxl_cli.places import models_folders
+from sdxl_cli.prompts import gather_prompts
+from sdxl_core.checkpoints.check import check_model
+from sdxl_core.checkpoints.detect import Detection, detect
+from sdxl_core.checkpoints.find import find_file
+from sdxl_core.checkpoints.header import read_header
+from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
+from sdxl_core.config import ModelConfig
+from sdxl_core.diffusion.samplers import resolve_sampler
+from sdxl_core.errors import CheckpointError, PresetError, SdxlError, UsageError
+from sdxl_core.naming import Destination, NameFields, Names, resolve_destination
+from sdxl_core.plan import Plan, build_plan, token_report
+from sdxl_core.presets import Preset, list_presets, load_preset
+from sdxl_core.typed_toml import suggestion
+
+DEFAULT_PRESET, FALLBACK_PRESET = "sdxl-base-1.0", "micro"
+LATENT_SUFFIX = ".latent.safetensors"
+_SCHEDULES = {"ddpm": "legacy_ddpm", "legacy_ddpm": "legacy_ddpm", "edm": "edm"}
+_FLAG_OF = {
+    "recipe.steps": "--steps",
+    "recipe.negative": "--negative",
+    "recipe.size": "--size",
+    "recipe.original_size": "--original-size",
+    "recipe.target_size": "--target-size",
+    "recipe.crop_coords_top_left": "--crop",
+    "recipe.guider.scale": "--guidance",
+    "recipe.sampler": "--sampler",
+    "recipe.discretization": "--schedule",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture and the file that it goes to."""
+
+    plan: Plan
+    fields: NameFields
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that a command line asks for.
+
+    Args:
+        preset: the model and how to run it.
+        model_path: the model file; None where it is missing and nothing will be drawn.
+        vae_path: a file with another first stage.
+        names: hands out further names, should one be taken meanwhile.
+        jobs: one a picture, in order.
+    """
+
+    preset: Preset
+    model_path: Path | None
+    vae_path: Path | None
+    names: Names
+    jobs: tuple[Job, ...]
+
+
+def resolve_run(flags: GenFlags, console: Console) -> Run:
+    """Everything that can be checked before a model is loaded.
+
+    Raises:
+        UsageError: a flag, a prompt or a preset that cannot be honoured.
+        CheckpointError: a model file that is missing or of the wrong kind.
+        OutputError: a file name that is taken.
+    """
+    for name, value in (("--count", flags.count), ("--batch-size", flags.batch_size)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    prompts = gather_prompts(flags.prompts or [], flags.prompts_file)
+    destination = resolve_destination(flags.output, flags.format)
+    preset, model_path = _choose_model(flags, console)
+    vae_path = None if flags.vae is None else find_file(flags.vae, models_folders())
+    plans = _plans(flags, console, prompts, preset, model_path, vae_path)
+    names, jobs = _name(plans, destination, flags)
+    return Run(preset, model_path, vae_path, names, jobs)
+
+
+def recipe_table(run: Run, asked: str | None) -> dict[str, Any]:
+    """The resolved recipe, as a preset file that builds on the same model."""
+    base = run.preset.model.name if asked is None else asked
+    if base.endswith(".toml") or "/" in base:
+        base = str(Path(base).resolve())
+    recipe = run.preset.recipe.model_dump()
+    recipe["size"] = run.jobs[0].plan.size
+    return {"base": base, "recipe": recipe}
+
+
+def _choose_model(flags: GenFlags, console: Console) -> tuple[Preset, Path | None]:
+    folders = models_folders()
+    overrides = _overrides(flags)
+    if flags.model is not None:
+        path = find_file(flags.model, folders)
+        header = read_header(path)
+        found = detect(header)
+        console.note(f"{path.name}: {found.title}: {found.reason}")
+        preset = _load(flags.preset or _preset_for(found), overrides)
+        if found.kind != preset.model.kind:
+            check_model(header, preset.model, {})
+        return preset, path
+    name = flags.preset
+    if name is None:
+        name = DEFAULT_PRESET if _published(DEFAULT_PRESET, folders) else FALLBACK_PRESET
+        if name == FALLBACK_PRESET:
+            console.note(
+                f"no SDXL file was found, so this is {FALLBACK_PRESET}, the small model in the package; "
+                f"'sdxl pull {DEFAULT_PRESET}' fetches SDXL"
+            )
+    preset = _load(name, overrides)
+    try:
+        return preset, find_file(preset.model.file.name, folders, hint=_pull_hint(preset.model))
+    except CheckpointError:
+        if flags.dry_run or flags.print_config:
+            return preset, None
+        raise
+
+
+def _pull_hint(model: ModelConfig) -> str | None:
+    return f"fetch it: sdxl pull {model.name}" if model.file.repo else None
+
+
+def _published(name: str, folders: Sequence[Path]) -> bool:
+    try:
+        find_file(load_preset(name).model.file.name, folders)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _preset_for(found: Detection) -> str:
+    """The preset whose network is the file's; the published base where none is, whose loading will then say why."""
+    network = found.network
+    for entry in list_presets():
+        if network is None or entry.kind != "model":
+            continue
+        model = load_preset(entry.name).model
+        keys = ("model_channels", "in_channels", "out_channels", "context_dim", "adm_in_channels")
+        if model.kind == found.kind == "base" and all(getattr(network, k) == getattr(model.network, k) for k in keys):
+            return entry.name
+    return DEFAULT_PRESET
+
+
+def _overrides(flags: GenFlags) -> dict[str, Any]:
+    sampler, sampler_options = parse_choice(flags.sampler, "--sampler")
+    schedule, schedule_options = parse_choice(flags.schedule, "--schedule")
+    if sampler is not None:
+        resolve_sampler(sampler)
+    if schedule is not None and schedule not in _SCHEDULES:
+        raise UsageError(f"unknown schedule {schedule!r}{suggestion(schedule, _SCHEDULES)}", hint="one of: ddpm, edm")
+    return {
+        "recipe.negative": flags.negative,
+        "recipe.steps": flags.steps,
+        "recipe.guider.scale": flags.guidance,
+        "recipe.sampler.name": sampler,
+        **{f"recipe.sampler.{key}": value for key, value in sampler_options.items()},
+        "recipe.discretization.name": None if schedule is None else _SCHEDULES[schedule],
+        **{f"recipe.discretization.{key}": value for key, value in schedule_options.items()},
+        "recipe.size": parse_size(flags.size, "--size"),
+        "recipe.original_size": parse_size(flags.original_size, "--original-size"),
+        "recipe.target_size": parse_size(flags.target_size, "--target-size"),
+        "recipe.crop_coords_top_left": parse_crop(flags.crop),
+    }
+
+
+def _load(name: str, overrides: Mapping[str, Any]) -> Preset:
+    """The preset with the flags laid over it; an error about a flag speaks of the flag."""
+    try:
+        return load_preset(name, overrides)
+    except PresetError as error:
+        match = re.fullmatch(r"flags: (recipe(?:\.\w+)+)(?:\[\d+\])?: (.*)", error.message, re.DOTALL)
+        if match is None:
+            raise
+        key, text = match[1], match[2]
+        flag_name = _FLAG_OF.get(key)
+        if flag_name is None:
+            parent, _, option = key.rpartition(".")
+            flag_name = f"{_FLAG_OF.get(parent, parent)}: {option}"
+        raise PresetError(f"{flag_name}: {text}", hint=error.hint) from None
+
+
+def _plans(
+    flags: GenFlags,
+    console: Console,
+    prompts: Sequence[str],
+    preset: Preset,
+    model_path: Path | None,
+    vae_path: Path | None,
+) -> list[Plan]:
+    seed = flags.seed
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+        console.note(f"seed {seed}")
+    plans = []
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            first = build_plan(
+                preset,
+                prompt,
+                prompt_2=flags.prompt_2,
+                negative_2=flags.negative_2,
+                seed=seed,
+                aspect=parse_aspect(flags.aspect),
+                file=None if model_path is None else model_path.name,
+                vae=None if vae_path is None else vae_path.name,
+                device=flags.device,
+                dtype=full_dtype(flags.dtype),
+                attention=flags.attention,
+            )
+        except UsageError as error:
+            if len(prompts) == 1 or not error.message.startswith("the prompt"):
+                raise
+            raise UsageError(f"prompt {number} of {len(prompts)}: {error.message}", hint=error.hint) from None
+        _warn_of_lost_words(first, preset.model, console)
+        plans += [first.with_seed(seed + i) for i in range(flags.count)]
+    return plans
+
+
+def _warn_of_lost_words(plan: Plan, model: ModelConfig, console: Console) -> None:
+    for count in token_report(plan, model):
+        if count.lost:
+            tail = lost_tail(getattr(plan, count.text))
+            console.warn(
+                f"the {count.text} has {count.tokens} tokens and only {MAX_TOKENS} fit: the last {count.lost} are "
+                f"not read: ...{shorten(tail, 200)}"
+            )
+
+
+def lost_tail(text: str) -> str:
+    """The words at the end of a prompt that no text encoder reads, from the first that is not read in full."""
+    words = re.findall(r"\s*\S+", text)
+    count = Tokenizer("clip").count
+    low, high = 0, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if count("".join(words[:middle])) <= MAX_TOKENS else (low, middle - 1)
+    return "".join(words[low:]).strip()
+
+
+def _name(plans: Sequence[Plan], destination: Destination, flags: GenFlags) -> tuple[Names, tuple[Job, ...]]:
+    names = Names(destination, flags.overwrite, LATENT_SUFFIX if flags.save_latents else "")
+    when = datetime.now()
+    fields = [
+        NameFields(
+            seed=plan.seed,
+            prompt=plan.prompt,
+            width=plan.size[1],
+            height=plan.size[0],
+            steps=plan.steps,
+            sampler=plan.sampler.name,
+            preset=plan.model,
+            when=when,
+        )
+        for plan in plans
+    ]
+    names.check(fields[0], len(plans))
+    return names, tuple(Job(plan, field, names.next(field)) for plan, field in zip(plans, fields, strict=True))
+
+
+def describe_failure(job: Job, number: int, of: int, error: SdxlError) -> str:
+    """One sentence that says which picture failed."""
+    return f"picture {number} of {of} (seed {job.plan.seed}, {shorten(job.plan.prompt, 40)!r}): {error.message}"

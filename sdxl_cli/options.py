@@ -1,0 +1,94 @@
+"""Flags that several commands share, and the texts that flags are written in."""
+
+import math
+import re
+from typing import Annotated, Any
+
+import typer
+
+from sdxl_core.errors import UsageError
+
+Size = tuple[int, int]
+
+_SIZE = re.compile(r"(\d{1,6})[xX×](\d{1,6})")
+_PAIR = re.compile(r"(\d{1,6}),(\d{1,6})")
+_ASPECT = re.compile(r"(\d{1,6}(?:\.\d{1,6})?):(\d{1,6}(?:\.\d{1,6})?)")
+_SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+
+
+def flag(*names: str, help: str, panel: str | None = None) -> Any:
+    """A flag without a value; the type that typer would show beside it tells nobody anything."""
+    return typer.Option(*names, help=help, metavar="", rich_help_panel=panel)
+
+
+Json = Annotated[bool, flag("--json", help="Print JSON.")]
+Quiet = Annotated[bool, flag("--quiet", "-q", help="Errors only on standard error.")]
+
+
+def parse_size(text: str | None, name: str) -> Size | None:
+    """`832x1216` (width x height) as (height, width).
+
+    Raises:
+        UsageError: it is written otherwise.
+    """
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{name} {text!r} is no size", hint="write WIDTHxHEIGHT, such as 1024x1024")
+    return int(match[2]), int(match[1])
+
+
+def parse_crop(text: str | None) -> Size | None:
+    """`TOP,LEFT` in pixels.
+
+    Raises:
+        UsageError: it is written otherwise.
+    """
+    if text is None:
+        return None
+    match = _PAIR.fullmatch(text.replace(" ", ""))
+    if match is None:
+        raise UsageError(f"--crop {text!r} is no corner", hint="write TOP,LEFT in pixels, such as 0,128")
+    return int(match[1]), int(match[2])
+
+
+def parse_aspect(text: str | None) -> float | None:
+    """`16:9` as width / height.
+
+    Raises:
+        UsageError: it is written otherwise.
+    """
+    if text is None:
+        return None
+    match = _ASPECT.fullmatch(text.replace(" ", ""))
+    if match is None or float(match[1]) == 0 or float(match[2]) == 0:
+        raise UsageError(f"--aspect {text!r} is no shape", hint="write WIDTH:HEIGHT, such as 16:9")
+    return float(match[1]) / float(match[2])
+
+
+def parse_choice(text: str | None, name: str) -> tuple[str | None, dict[str, float | int]]:
+    """`NAME` or `NAME:key=number,key=number`, as samplers and schedules take their options.
+
+    Raises:
+        UsageError: an option is not written as key=number.
+    """
+    if text is None:
+        return None, {}
+    chosen, colon, rest = text.partition(":")
+    options: dict[str, float | int] = {}
+    for pair in rest.split(",") if colon else []:
+        key, _, value = pair.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not key.strip() or not math.isfinite(number):
+            raise UsageError(f"{name} {text!r}: {pair!r} is no option", hint=f"write {chosen}:key=number,key=number")
+        options[key.strip()] = int(value) if value.strip().isdigit() and key.strip() == "order" else number
+    return chosen.strip(), options
+
+
+def full_dtype(name: str) -> str:
+    """fp16, bf16 and fp32 by their full names; anything else as it is."""
+    return _SHORT_DTYPES.get(name, name)

@@ -1,0 +1,205 @@
+"""Progress on standard error: bars on a terminal, plain lines elsewhere, nothing when quiet."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from sdxl_cli.console import Console, has_bars, shorten
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn, Task, TaskID
+    from rich.text import Text
+
+
+class View:
+    """What the person at the terminal sees of a run; shows nothing itself. Also a `Reporter` for the core."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self, task: str, total: float | None, unit: str = "") -> None:
+        """Begin a task of the core: loading, downloading, hashing."""
+
+    def advance(self, amount: float) -> None:
+        """Add finished work to it."""
+
+    def finish(self) -> None:
+        """End it."""
+
+    def begin_run(self, pictures: int, calls: int) -> None:
+        """Announce how many pictures and model calls there will be."""
+
+    def begin_batch(self, title: str, calls: int) -> None:
+        """Begin to sample one batch."""
+
+    def step(self, calls: int) -> None:
+        """Count model calls of the batch."""
+
+    def decoding(self) -> None:
+        """The latents of the batch are done; pictures are being made of them."""
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Give the terminal to other output for a moment."""
+        yield
+
+
+def open_view(console: Console) -> View:
+    """Bars if standard error is a terminal that can draw them, else lines, or nothing when quiet."""
+    if console.quiet:
+        return View()
+    return _Bars() if has_bars() else _Lines(console)
+
+
+class _Lines(View):
+    """One plain line for each file that was read."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._task, self._began, self._done, self._unit = "", 0.0, 0.0, ""
+
+    def start(self, task: str, total: float | None, unit: str = "") -> None:
+        self._task, self._began, self._done, self._unit = task, time.monotonic(), 0.0, unit
+
+    def advance(self, amount: float) -> None:
+        self._done += amount
+
+    def finish(self) -> None:
+        if self._unit == "B":
+            self._console.note(f"{self._task}: {size_text(self._done)} in {time.monotonic() - self._began:.1f} s")
+
+
+class _Bars(View):
+    """Live bars below the output; they vanish when the run ends, the lines stay."""
+
+    def __init__(self) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            *_columns(),
+            console=RichConsole(stderr=True, highlight=False, emoji=False, markup=False),
+            transient=True,
+            expand=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task: TaskID | None = None
+        self._batch: TaskID | None = None
+        self._whole: TaskID | None = None
+        self._title = ""
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, task: str, total: float | None, unit: str = "") -> None:
+        self._task = self._progress.add_task(_label(task), total=total, unit=unit)
+
+    def advance(self, amount: float) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, amount)
+
+    def finish(self) -> None:
+        if self._task is not None:
+            self._progress.refresh()
+            self._progress.remove_task(self._task)
+            self._task = None
+
+    def begin_run(self, pictures: int, calls: int) -> None:
+        if pictures > 1:
+            self._whole = self._progress.add_task(_label(f"all {pictures} pictures"), total=calls, unit="calls")
+
+    def begin_batch(self, title: str, calls: int) -> None:
+        self._title = title
+        if self._batch is not None:
+            self._progress.remove_task(self._batch)
+        self._batch = self._progress.add_task(_label(title), total=calls, unit="calls")
+
+    def step(self, calls: int) -> None:
+        for task in (self._batch, self._whole):
+            if task is not None:
+                self._progress.advance(task, calls)
+
+    def decoding(self) -> None:
+        if self._batch is not None:
+            self._progress.update(self._batch, description=_label(f"decoding {self._title}"), refresh=True)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        self._progress.stop()
+        try:
+            yield
+        finally:
+            self._progress.start()
+
+
+def _label(text: str) -> str:
+    return shorten(text, 36)
+
+
+def _columns() -> "list[ProgressColumn]":
+    """How much, how fast and how long still; made here so that importing this module leaves rich alone."""
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    class Amount(ProgressColumn):
+        def render(self, task: "Task") -> "Text":
+            return Text(amount_text(task.completed, task.total, task.fields.get("unit", "")), justify="right")
+
+    class Rate(ProgressColumn):
+        def render(self, task: "Task") -> "Text":
+            speed = task.finished_speed or task.speed
+            return Text(rate_text(speed, task.fields.get("unit", "")), justify="right", style="cyan")
+
+    class Left(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: "Task") -> "Text":
+            return Text(time_text(task.time_remaining), style="dim")
+
+    return [Amount(), Rate(), Left()]
+
+
+def amount_text(done: float, total: float | None, unit: str) -> str:
+    """`12/30 calls`, or for bytes `1.2/6.9 GB`."""
+    if unit == "B":
+        return size_text(done) if total is None else f"{size_text(done, total)}/{size_text(total)}"
+    return f"{done:.0f}{'' if total is None else f'/{total:.0f}'} {unit}".rstrip()
+
+
+def size_text(count: float, like: float | None = None) -> str:
+    """Bytes in decimal units: `6.94 GB`; with `like` the bare number in the unit that `like` would get."""
+    measure = count if like is None else like
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if measure >= step:
+            return f"{count / step:.2f}" if like is not None else f"{count / step:.2f} {unit}"
+    return f"{count:.0f}" if like is not None else f"{count:.0f} B"
+
+
+def rate_text(speed: float | None, unit: str) -> str:
+    """`3.4 calls/s`, below one `1.9 s/call`; nothing while it is unknown."""
+    if not speed:
+        return ""
+    if unit == "B":
+        return f"{size_text(speed)}/s"
+    return f"{speed:.1f} {unit}/s" if speed >= 1 else f"{1 / speed:.1f} s/{unit.removesuffix('s')}"
+
+
+def time_text(seconds: float | None) -> str:
+    """`0:07 left`, with hours where there are some; nothing while it is unknown."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"
