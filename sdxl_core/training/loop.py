@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,7 +72,7 @@ class Trainer:
         )
         self.step = 0
 
-    def run(self) -> Iterator[TrainStep]:
+    def run(self) -> Generator[TrainStep, None, None]:
         """Train to the end, one step at a time; when the caller stops asking, the state is saved.
 
         Raises:

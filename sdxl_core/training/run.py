@@ -11,12 +11,12 @@ from sdxl_core.checkpoints.header import read_header
 from sdxl_core.checkpoints.load import load_into
 from sdxl_core.checkpoints.save import save_weights
 from sdxl_core.conditioning.conditioner import Conditioner
-from sdxl_core.config import Config, ModelConfig
+from sdxl_core.config import ModelConfig
 from sdxl_core.diffusion.denoiser import Denoiser
-from sdxl_core.errors import CheckpointError, PresetError
+from sdxl_core.errors import CheckpointError
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.unet import UNet
-from sdxl_core.presets import load_preset, shipped_file
+from sdxl_core.presets import load_preset
 from sdxl_core.progress import SILENT, Reporter
 from sdxl_core.training.autoencoder import AutoencoderStage
 from sdxl_core.training.config import (
@@ -29,37 +29,9 @@ from sdxl_core.training.data import Picture, read_image_folder
 from sdxl_core.training.diffusion import DiffusionStage
 from sdxl_core.training.latents import cache_latents
 from sdxl_core.training.loop import Stage, Trainer
-from sdxl_core.typed_toml import build, read_toml, suggestion
 
 MODEL_FILE = "model.safetensors"
 NETWORK, FIRST_STAGE, CONDITIONER = "model.diffusion_model.", "first_stage_model.", "conditioner."
-
-
-class _File(Config):
-    train: TrainConfig
-
-
-def list_train_presets() -> dict[str, Path]:
-    """Name and path of every training preset that comes with the package."""
-    return {path.stem: path for path in sorted(shipped_file("train").glob("*.toml"))}
-
-
-def load_train_preset(name_or_path: str) -> TrainConfig:
-    """Read a training preset by name, or from a path (with a slash or ending in `.toml`).
-
-    Raises:
-        PresetError: no such preset, broken TOML, or a key or value that the schema refuses.
-    """
-    shipped = list_train_presets()
-    path = shipped.get(name_or_path)
-    if path is None:
-        path = Path(name_or_path)
-        if "/" not in name_or_path and path.suffix != ".toml":
-            raise PresetError(
-                f"no training preset is called {name_or_path!r}{suggestion(name_or_path, shipped)}",
-                hint="there are " + ", ".join(shipped),
-            )
-    return build(_File, read_toml(path), lambda _: str(path)).train
 
 
 def prepare(

@@ -13,7 +13,8 @@ from sdxl_core.engine import load_engine
 from sdxl_core.errors import CheckpointError, PresetError
 from sdxl_core.training.config import DataConfig, DiffusionLossConfig, OptimizerConfig, TrainConfig
 from sdxl_core.training.loop import LOG_FILE, step_generator
-from sdxl_core.training.run import export, list_train_presets, load_train_preset, prepare
+from sdxl_core.training.presets import list_train_presets, load_train_preset
+from sdxl_core.training.run import export, prepare
 
 CPU = torch.device("cpu")
 
