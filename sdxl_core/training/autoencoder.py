@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.training.config import AutoencoderLossConfig, TrainConfig
-from sdxl_core.training.data import BucketedDraw, Picture, load_crop
+from sdxl_core.training.data import BucketedDraw, Picture, load_crop, nearest_bucket
 
 
 class AutoencoderStage:
@@ -51,3 +51,43 @@ class AutoencoderStage:
         psnr = 10 * torch.log10(4 / square.detach())
         std = mean.detach().std()
         return reconstruction + self.loss_config.kl_weight * kl, {"psnr": psnr, "kl": kl.detach(), "latent_std": std}
+
+    def finish(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The averaged weights, with latents brought to mean 0 and deviation 1 in every channel.
+
+        A weak KL term leaves channels of unlike size, and one scale factor cannot mend that; the two 1x1
+        convolutions around the latent can, and decoded pictures stay the same.
+        """
+        with torch.no_grad():
+            for name, value in self.modules.named_parameters():
+                value.copy_(weights[name])
+        standardize_latents(self.model, self.pictures[: self.loss_config.standardize_over], self.draw, self.device)
+        return dict(self.modules.named_parameters())
+
+
+@torch.no_grad()
+def standardize_latents(
+    model: AutoencoderKL, pictures: Sequence[Picture], draw: BucketedDraw, device: torch.device
+) -> None:
+    """Fold mean and deviation of the latents of `pictures` into quant_conv and post_quant_conv, in place.
+
+    decode(encode(image)) is unchanged, and so is the posterior relative to its new scale.
+    """
+    scale = model.config.scale_factor
+    means = []
+    for picture in pictures:
+        bucket = nearest_bucket(picture.size, list(draw.members))
+        image = load_crop(picture, bucket, torch.Generator().manual_seed(0)).image
+        means.append(model.moments(image[None].to(device))[0][0].flatten(1) * scale)
+    latents = torch.cat(means, dim=1).double()
+    mean, std = latents.mean(1).float(), latents.std(1).float()
+    z = model.config.z_channels
+    # latent' = (latent - mean) / std: rows of the mean scaled and shifted, rows of the log-variance shifted.
+    into, out_of = model.quant_conv, model.post_quant_conv
+    assert into.bias is not None
+    assert out_of.bias is not None
+    into.weight[:z] /= std[:, None, None, None]
+    into.bias[:z] = (into.bias[:z] - mean / scale) / std
+    into.bias[z:] -= 2 * std.log()
+    out_of.bias += out_of.weight[:, :, 0, 0] @ (mean / scale)
+    out_of.weight *= std[None, :, None, None]

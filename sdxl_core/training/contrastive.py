@@ -74,3 +74,7 @@ class ContrastiveStage:
             best = logits.detach().argmax(1, keepdim=True)
             values[f"right_{i}"] = same.gather(1, best).mean()
         return total / len(towers), values
+
+    def finish(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The averaged weights of the text towers alone."""
+        return {name: value for name, value in weights.items() if name.startswith("conditioner.")}

@@ -93,3 +93,7 @@ class DiffusionStage:
         cond = self.condition(indexes, generator)
         losses = self.diffusion_loss(self._network, self.denoiser, x0, cond, generator)
         return losses.mean(), {}
+
+    def finish(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The averaged weights as they are."""
+        return weights

@@ -27,6 +27,9 @@ class Stage(Protocol):
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss of one batch, drawn with the step's own generator, and further values worth logging."""
 
+    def finish(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What goes into the model file, made of the averaged weights at the end of training."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainStep:

@@ -135,7 +135,5 @@ def export(
     for file_path in init:
         with safe_open(file_path, "pt") as file:
             tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    prefixes = (NETWORK, FIRST_STAGE, CONDITIONER)
-    trained = {name: value for name, value in trainer.ema.shadow.items() if name.startswith(prefixes)}
-    tensors |= trained
+    tensors |= trainer.stage.finish(trainer.ema.shadow)
     save_weights(path, tensors, dtype=dtype, metadata=metadata)
