@@ -13,10 +13,11 @@ import json
 import multiprocessing
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from captions import DEFAULT_BACKGROUND, plain_caption, write_caption
 from drawing import PALETTE, compose, fit, rasterise, visible_share
@@ -181,37 +182,37 @@ def draw_all(pictures: list[Picture], icons: Icons, out: Path) -> None:
         draw(picture, icons).save(out / picture.file_name, compress_level=2)
 
 
-def write_lines(path: Path, rows: Iterator[dict[str, object]]) -> None:
+def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """One JSON object a line."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def build(out: Path, things_count: int, pictures_count: int, side: int, seed: int, processes: int) -> None:
-    """Everything, in order; metadata.jsonl last, so that a set that was broken off is not taken for a whole one."""
+    """Fetch the icons, and draw the set."""
     sets, official = load_icon_sets(out / "packages"), load_names(out / "packages")
     things = load_things(things_count, sets, official)
     icons = {(t.name, style): rasterise(sets[style], t.slug, side * 2) for t in things for style in sets}
+    record = write_set(out, things, icons, pictures_count, side, seed, processes)
+    print(f"{pictures_count} pictures of {len(things)} things; combinations: {record['combinations']}")
+
+
+def write_set(
+    out: Path, things: list[Thing], icons: Icons, count: int, side: int, seed: int, processes: int = 1
+) -> dict[str, Any]:
+    """Write everything; metadata.jsonl last, so that a set that was broken off is not taken for a whole one."""
     training, held_out = split_combos(things, icons)
-    pictures = plan_pictures(things, training, pictures_count, side, seed)
+    pictures = plan_pictures(things, training, count, side, seed)
     for folder in {(out / p.file_name).parent for p in pictures}:
         folder.mkdir(parents=True, exist_ok=True)
     for (name, style), icon in icons.items():
         (out / "references" / style).mkdir(parents=True, exist_ok=True)
         icon.save(out / "references" / style / f"{name}.png")
-    fork = multiprocessing.get_context("fork")  # the icons reach the workers without being pickled
-    workers = [
-        fork.Process(target=draw_all, args=(list(islice(pictures, i, None, processes)), icons, out))
-        for i in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise SystemExit("a drawing process failed; see above")
+    draw_in_processes(pictures, icons, out, processes)
     rows = (
         {"thing": t.name, "style": s, "background": b, "text": plain_caption(t.phrase(), s, b)} for t, s, b in held_out
     )
     write_lines(out / "heldout.jsonl", rows)
+    seen = len(training) + len(held_out)
     record = {
         "size": side,
         "seed": seed,
@@ -220,12 +221,31 @@ def build(out: Path, things_count: int, pictures_count: int, side: int, seed: in
         "styles": list(STYLES),
         "packages": [asdict(package) for package in PACKAGES],
         "things": [asdict(t) | {"phrase": t.phrase()} for t in things],
-        "combinations": {"training": len(training), "held_out": len(held_out)},
-        "hidden": len(things) * len(STYLES) * len(PALETTE) - len(training) - len(held_out),
+        "combinations": {
+            "training": len(training),
+            "held_out": len(held_out),
+            "hidden": len(things) * len(STYLES) * len(PALETTE) - seen,
+        },
     }
     (out / "build.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     write_lines(out / "metadata.jsonl", (picture.row() for picture in pictures))
-    print(f"{len(pictures)} pictures of {len(things)} things; {record['combinations']}, hidden {record['hidden']}")
+    return record
+
+
+def draw_in_processes(pictures: list[Picture], icons: Icons, out: Path, processes: int) -> None:
+    """Share the drawing out."""
+    if processes == 1:
+        draw_all(pictures, icons, out)
+        return
+    fork = multiprocessing.get_context("fork")  # the icons reach the workers without being pickled
+    shares = (list(islice(pictures, i, None, processes)) for i in range(processes))
+    workers = [fork.Process(target=draw_all, args=(share, icons, out)) for share in shares]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit("a drawing process failed; see above")
 
 
 def main() -> None:

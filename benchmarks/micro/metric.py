@@ -113,7 +113,8 @@ def _reduced(icon: Image.Image, canvas: tuple[int, int]) -> Floats:
 
 def _mean_blocks(pixels: Floats) -> Floats:
     h, w, c = pixels.shape
-    return pixels.reshape(h // REDUCE, REDUCE, w // REDUCE, REDUCE, c).mean(axis=(1, 3))
+    blocks: Floats = pixels.reshape(h // REDUCE, REDUCE, w // REDUCE, REDUCE, c).mean(axis=(1, 3))
+    return blocks
 
 
 def reduce(picture: Pixels) -> Floats:

@@ -43,7 +43,8 @@ def _article(noun: str) -> str:
 def load_things(count: int, sets: dict[str, IconSet], official: dict[str, tuple[str, str]]) -> list[Thing]:
     """The first `count` things of the table; refuses unknown slugs and names given twice."""
     table = tomli.loads(TABLE.read_text(encoding="utf-8"))
-    things, owner = [], {}
+    things: list[Thing] = []
+    owner: dict[str, str] = {}
     for name, entry in table.items():
         slug = entry.get("slug", name.replace(" ", "-"))
         missing = [style for style, icons in sets.items() if slug not in icons]

@@ -1,0 +1,6 @@
+"""The recipe's scripts are no package: they import each other by bare names, as when they are run."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "micro"))
