@@ -122,10 +122,9 @@ def detect(header: Header) -> Detection:
         reason = signature.test(facts)
         if reason is not None:
             return Detection(signature.kind, signature.title, reason, facts.network, _prediction(facts))
-    examples = ", ".join(list(header.tensors)[:3]) or "none at all"
-    return Detection(
-        "unknown", "a file of an unknown kind", f"no known names among its tensors ({examples})", None, None
-    )
+    examples = ", ".join(map(readable, list(header.tensors)[:3])) or "none at all"
+    reason = f"no known names among its tensors ({examples})"
+    return Detection("unknown", "a file of an unknown kind", reason, None, None)
 
 
 _LORA = re.compile(r".*[._](lora[._](down|up|mid|[AB])|hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|dora_scale)\b.*")

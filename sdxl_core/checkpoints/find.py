@@ -38,6 +38,8 @@ def default_models_folder() -> Path:
 def search_folders(folders: Sequence[Path]) -> list[Path]:
     """The folders to look in, in order: each one itself, then the places where ComfyUI and A1111 keep their files.
 
+    Of a folder that was named only its own files count: beside the places lie LoRAs, upscalers and more.
+
     Args:
         folders: models folders; also the `models` folder of ComfyUI or A1111, or the folder that holds it.
     """
@@ -54,12 +56,12 @@ def list_files(folders: Sequence[Path]) -> list[LocalFile]:
     """Every `.safetensors` file in the models folders, in order of the search; of one name, the first found."""
     named: dict[str, LocalFile] = {}
     seen: set[str] = set()
-    for folder in search_folders(folders):
-        for path in _walk(folder):
+    for place in search_folders(folders):
+        for path in _walk(place, 0 if place in folders else _DEPTH):
             real = os.path.realpath(path)
             if real not in seen:
                 seen.add(real)
-                name = path.relative_to(folder).as_posix()
+                name = path.relative_to(place).as_posix()
                 named.setdefault(name, LocalFile(name, path, path.stat().st_size))
     return list(named.values())
 
@@ -67,8 +69,8 @@ def list_files(folders: Sequence[Path]) -> list[LocalFile]:
 def find_file(name_or_path: str | Path, folders: Sequence[Path], *, hint: str | None = None) -> Path:
     """The file that a name or a path means.
 
-    A path (absolute, or with a slash, or of a file that is there) is taken as it stands; a name is looked for in the
-    models folders, with or without `.safetensors`, in subfolders too.
+    A path of a file that is there is taken as it stands; else a name is looked for in the models folders, with or
+    without `.safetensors` and subfolder.
 
     Args:
         name_or_path: what the user gave.
@@ -90,7 +92,7 @@ def find_file(name_or_path: str | Path, folders: Sequence[Path], *, hint: str | 
     if named:
         return named[0]
     if hint is None:
-        near = difflib.get_close_matches(direct.name, [file.path.name for file in files], n=1)
+        near = difflib.get_close_matches(direct.name.removesuffix(SUFFIX), [file.path.stem for file in files], n=1)
         looked = ", ".join(str(folder) for folder in folders) or "no models folder"
         hint = f"did you mean {near[0]}?" if near else f"looked in {looked}"
     raise CheckpointError(f"{name_or_path}: no such model file", hint=hint)
@@ -103,11 +105,11 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Regular model files in a folder and a few levels below, in order of name; unreadable folders are passed over."""
-    for here, below, names in os.walk(folder):
-        depth = len(Path(here).relative_to(folder).parts)
-        below[:] = sorted(name for name in below if not name.startswith(".")) if depth < _DEPTH else []
+def _walk(place: Path, levels: int) -> Iterator[Path]:
+    """Model files in a folder and some levels below, in order of name; folders that cannot be read are passed over."""
+    for here, below, names in os.walk(place):
+        depth = len(Path(here).relative_to(place).parts)
+        below[:] = sorted(name for name in below if not name.startswith(".")) if depth < levels else []
         for name in sorted(names):
             path = Path(here) / name
             if name.lower().endswith(SUFFIX) and not name.startswith(".") and path.is_file():
