@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomli
+
+import sdxl_core
 
 ROOT = Path(__file__).parents[1]
 
@@ -160,3 +163,16 @@ def test_what_must_be_instant_leaves_torch_out(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
+
+
+def test_the_package_offers_what_the_commands_use() -> None:
+    for name in dir(sdxl_core):
+        assert getattr(sdxl_core, name) is not None or name.startswith("__")
+    assert {"Plan", "build_plan", "load_engine", "load_preset", "sample", "decode"} <= set(dir(sdxl_core))
+    with pytest.raises(AttributeError, match="no attribute 'draw'"):
+        _ = sdxl_core.draw
+
+
+def test_the_version_is_said_once() -> None:
+    project = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert sdxl_core.__version__ == project["version"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from support_reporter import Recorder
 from support_tiny import tiny_config, tiny_tensors, write_tiny_checkpoint
 from torch import Tensor, nn
 
@@ -20,24 +21,6 @@ from sdxl_core.types import Conditioning
 
 ROOT = Path(__file__).parents[2]
 CONFIG = tiny_config()
-
-
-class Recorder:
-    """Keeps what a `Reporter` is told."""
-
-    def __init__(self) -> None:
-        self.tasks: list[tuple[str, float | None, str]] = []
-        self.done: list[float] = []
-
-    def start(self, task: str, total: float | None, unit: str = "") -> None:
-        self.tasks.append((task, total, unit))
-        self.done.append(0)
-
-    def advance(self, amount: float) -> None:
-        self.done[-1] += amount
-
-    def finish(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +130,7 @@ def test_another_first_stage_replaces_the_one_in_the_file(tmp_path: Path, checkp
     engine = load_engine(CONFIG, checkpoint, vae_path=vae, device="cpu", dtype="float32", reporter=reporter)
     loaded = weights(engine)
     assert all(torch.equal(loaded[key], value) for key, value in other.items())
-    assert [task for task, _, _ in reporter.tasks] == ["loading tiny.safetensors", "loading vae.safetensors"]
+    assert [task[0] for task in reporter.tasks] == ["loading tiny.safetensors", "loading vae.safetensors"]
 
 
 def test_a_model_without_a_first_stage_needs_one(tmp_path: Path, tensors: dict[str, Tensor], checkpoint: Path) -> None:
@@ -172,8 +155,7 @@ def test_the_reporter_hears_of_every_byte_of_weights(checkpoint: Path, tensors: 
     reporter = Recorder()
     load_engine(CONFIG, checkpoint, device="cpu", dtype="bfloat16", reporter=reporter)
     total = sum(tensor.nbytes for key, tensor in tensors.items() if not key.endswith("position_ids"))
-    assert reporter.tasks == [("loading tiny.safetensors", total, "B")]
-    assert reporter.done == [total]
+    assert reporter.tasks == [["loading tiny.safetensors", total, "B", total, True]]
 
 
 def test_a_model_larger_than_memory_is_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support_reporter import Recorder
 from support_tiny import OPEN_CLIP_WIDTH, tiny_config, write_tiny_checkpoint
 from torch import Tensor
 
@@ -108,7 +109,7 @@ def test_the_same_plan_gives_the_same_latent_bit_for_bit(engine: Engine) -> None
     ids=lambda change: next(iter(change)),
 )
 def test_everything_a_plan_says_reaches_the_picture(engine: Engine, change: dict[str, Any]) -> None:
-    assert relative(latents(engine, plan_of(**change)), latents(engine, plan_of())) > 1e-5
+    assert relative(latents(engine, plan_of(**change)), latents(engine, plan_of())) > 0.01
 
 
 def test_an_empty_negative_is_zeros_for_the_base(engine: Engine) -> None:
@@ -257,21 +258,7 @@ def test_a_picture_that_is_never_finite_is_never_returned(spoilable: Engine) -> 
     assert not torch.is_inference_mode_enabled()
 
 
-class Recorder:
-    def __init__(self) -> None:
-        self.said: list[object] = []
-
-    def start(self, task: str, total: float | None, unit: str = "") -> None:
-        self.said.append((task, total, unit))
-
-    def advance(self, amount: float) -> None:
-        self.said.append(amount)
-
-    def finish(self) -> None:
-        self.said.append("finish")
-
-
 def test_decoding_reports_every_picture(engine: Engine) -> None:
     reporter = Recorder()
     decode(engine, torch.zeros(2, 4, 2, 2), reporter=reporter)
-    assert reporter.said == [("decoding", 2, "pictures"), 1, 1, "finish"]
+    assert reporter.tasks == [["decoding", 2, "pictures", 2, True]]
