@@ -24,7 +24,6 @@ from sdxl_core.progress import SILENT, Reporter
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
 
-_CHUNK_BYTES = 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "run the command again: it goes on where it broke off"
 
@@ -150,7 +149,7 @@ def _stream(source: _Source, part: Path, have: int, reporter: Reporter) -> tuple
                 out.truncate(0)
                 reporter.advance(-have)
                 have = 0
-            for chunk in response.iter_bytes(_CHUNK_BYTES):
+            for chunk in response.iter_bytes():  # as they come: a larger chunk would be lost in a break
                 out.write(chunk[: source.size - have])
                 reporter.advance(min(len(chunk), source.size - have))
                 have = min(have + len(chunk), source.size)
@@ -179,12 +178,13 @@ def _only_one(part: Path) -> Iterator[None]:
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     lock = part.with_name(f".{part.name}.lock")
-    try:
-        with WeakFileLock(lock, timeout=1):
-            yield
-    except TimeoutError as error:
-        raise CheckpointError(f"{part}: another process is fetching it") from error
-    lock.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=1))
+        except TimeoutError as error:
+            raise CheckpointError(f"{part}: another process is fetching it") from error
+        stack.callback(lock.unlink, missing_ok=True)
+        yield
 
 
 @contextlib.contextmanager
