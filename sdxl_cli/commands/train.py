@@ -86,7 +86,7 @@ def train(
                     raise Stopped(128 + wanted[0])
         view.finish()
         path = out / MODEL_FILE
-        metadata = {"sdxl.train": config.model_dump_json(), "sdxl.steps": str(trainer.step)}
+        metadata = config.metadata | {"sdxl.train": config.model_dump_json(exclude={"metadata"})}
         export(trainer, path, init=files, dtype=DTYPES[dtype], metadata=metadata)
     console.data(str(path))
 

@@ -188,4 +188,4 @@ class Trainer:
         temporary.replace(path)
 
 
-_MAY_CHANGE = {"steps", "save_every", "log_every", "description", "compile", "precision"}
+_MAY_CHANGE = {"steps", "save_every", "log_every", "description", "compile", "precision", "metadata"}
