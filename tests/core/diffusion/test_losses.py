@@ -78,6 +78,7 @@ def test_offset_noise_shifts_whole_channels_of_single_pictures() -> None:
     offset = StandardDiffusionLoss(UNIFORM, offset_noise=0.5).draw_noise(x0, torch.Generator().manual_seed(6))
     shift = offset - plain
     torch.testing.assert_close(shift, shift[:, :, :1, :1].expand_as(shift), rtol=0, atol=1e-6)
+    assert shift[:, :, 0, 0].std(dim=1).min() > 1e-3
     # 256 independent shifts: their standard deviation is within 4.5 standard errors of 0.5.
     assert abs(float(shift[:, :, 0, 0].std()) - 0.5) < 4.5 * 0.5 / math.sqrt(2 * 256)
 
