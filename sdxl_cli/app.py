@@ -6,7 +6,7 @@ import typer
 
 import sdxl_core
 from sdxl_cli.boundary import EXIT_CODES
-from sdxl_cli.commands import gen, inspect, presets, pull, sigmas
+from sdxl_cli.commands import gen, inspect, presets, pull, sigmas, train
 from sdxl_cli.console import Console
 from sdxl_cli.options import flag
 from sdxl_cli.places import ENVIRONMENT
@@ -55,3 +55,4 @@ app.command("inspect", epilog=inspect.EPILOG)(inspect.inspect)
 app.command("sigmas", epilog=sigmas.EPILOG)(sigmas.sigmas)
 app.add_typer(presets.app, name="presets")
 app.command("pull", epilog=pull.EPILOG)(pull.pull)
+app.command("train", epilog=train.EPILOG)(train.train)

@@ -1,8 +1,10 @@
 """The one place where exceptions become text on standard error and an exit code."""
 
 import os
+import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from types import FrameType
@@ -27,6 +29,13 @@ EXIT_CODES = {
 }
 
 
+_PLAINER = (
+    (re.compile(r"Input should be a valid integer.*"), "expected a whole number"),
+    (re.compile(r"Input should be a valid number.*"), "expected a number"),
+    (re.compile(r"Value error, "), ""),
+)
+
+
 class Stopped(BaseException):
     """A signal asked the run to end; `message` says what it leaves behind."""
 
@@ -46,7 +55,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         The exit code, one of `EXIT_CODES`.
     """
     args, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
-    previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+    previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM) if main}
     try:
         code = _guarded(args, debug)
         return _flush() or code
@@ -115,6 +125,8 @@ def _usage(error: typer.TyperException) -> int:
     if possibilities:
         text = text.partition(" (Possible")[0]
         hint = f"did you mean {' or '.join(possibilities)}?"
+    for pattern, plain in _PLAINER:
+        text = pattern.sub(plain, text)
     print_error(text[:1].lower() + text[1:].rstrip("."), hint)
     return error.exit_code
 

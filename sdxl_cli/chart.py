@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdxl_cli.plot import log_ticks
 
-_WIDTH, _HEIGHT, _SCALE = 1200, 800, 3
+_WIDTH, _HEIGHT, _SCALE = 1200, 800, 2
 _LEFT, _RIGHT, _TOP, _BOTTOM = 110, 40, 80, 90
 _PAPER, _INK, _SOFT, _GRID = (255, 255, 255), (33, 37, 41), (108, 117, 125), (233, 236, 239)
 _LINE = (25, 113, 194)
@@ -41,7 +41,7 @@ def draw_sigmas(sigmas: Sequence[float], title: str) -> bytes:
     _text(draw, ((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 24), "index of the step", 19, _SOFT, "ms")
     _draw_upright(canvas, "sigma")
     buffer = io.BytesIO()
-    canvas.resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS).save(buffer, "PNG", optimize=True)
+    canvas.resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS).save(buffer, "PNG")
     return buffer.getvalue()
 
 

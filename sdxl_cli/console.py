@@ -11,6 +11,8 @@ from typing import Any, TextIO
 
 import typer
 
+from sdxl_core.errors import OutputError
+
 PIPE_CLOSED = 141
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
@@ -82,6 +84,7 @@ class Console:
 
         Raises:
             typer.Exit: the pipe is closed.
+            OutputError: the disk behind standard output is full.
         """
         try:
             sys.stdout.write(f"{text}\n")
@@ -89,6 +92,9 @@ class Console:
         except BrokenPipeError:
             drop_stdout()
             raise typer.Exit(PIPE_CLOSED) from None
+        except OSError as error:
+            drop_stdout()
+            raise OutputError(f"cannot write to standard output: {error.strerror}") from None
 
     def json(self, value: Mapping[str, Any] | list[Any], *, indent: int | None = None) -> None:
         """A JSON document; on one line unless `indent` is given."""

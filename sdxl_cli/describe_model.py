@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,12 @@ class _Part:
     tensors: int = 0
     parameters: int = 0
     bytes: int = 0
-    dtypes: Counter[str] | None = None
+    dtypes: Counter[str] = field(default_factory=Counter)
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        sums = {"tensors": self.tensors, "parameters": self.parameters, "bytes": self.bytes}
+        return {**sums, "dtypes": dict(self.dtypes)}
 
 
 def describe_model(console: Console, path: Path, hashed: bool, tensors: bool, as_json: bool) -> None:
@@ -117,14 +122,14 @@ def _parts(header: Header) -> dict[str, _Part]:
         part.tensors += 1
         part.parameters += info.numel
         part.bytes += info.nbytes
-        part.dtypes = (part.dtypes or Counter()) + Counter({info.dtype: 1})
+        part.dtypes[info.dtype] += 1
     if len(parts) <= _MOST_PARTS:
         return dict(sorted(parts.items(), key=lambda item: -item[1].bytes))
     return {"all": _total(parts)}
 
 
 def _total(parts: Mapping[str, _Part]) -> _Part:
-    dtypes: Counter[str] = sum((p.dtypes or Counter() for p in parts.values()), Counter())
+    dtypes: Counter[str] = sum((p.dtypes for p in parts.values()), Counter())
     values = parts.values()
     return _Part(
         sum(p.tensors for p in values), sum(p.parameters for p in values), sum(p.bytes for p in values), dtypes
@@ -150,10 +155,9 @@ def _count_text(count: int) -> str:
 
 
 def _dtypes_text(part: _Part) -> str:
-    dtypes = part.dtypes or Counter()
-    if len(dtypes) == 1:
-        return next(iter(dtypes))
-    return ", ".join(f"{count} {name}" for name, count in dtypes.most_common())
+    if len(part.dtypes) == 1:
+        return next(iter(part.dtypes))
+    return ", ".join(f"{count} {name}" for name, count in part.dtypes.most_common())
 
 
 def _document(
@@ -172,7 +176,7 @@ def _document(
         "reason": found.reason if latent is None else f"has a tensor named latent and metadata named {RECORD_KEY}",
         "network": None if found.network is None else asdict(found.network),
         "prediction": found.prediction,
-        "parts": {name: asdict(part) for name, part in parts.items()},
+        "parts": {name: part.facts() for name, part in parts.items()},
         "metadata": dict(header.metadata),
     }
     if latent is not None:

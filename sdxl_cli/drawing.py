@@ -99,8 +99,10 @@ def draw(run: Run, flags: GenFlags, console: Console) -> int:
 
 
 def _load(run: Run, model_path: Path, flags: GenFlags, view: View) -> "Engine":
-    from sdxl_core.engine import load_engine  # here torch comes in
+    view.start("starting PyTorch", None)
+    from sdxl_core.engine import load_engine
 
+    view.finish()
     plan = run.jobs[0].plan
     return load_engine(
         run.preset.model,

@@ -81,10 +81,13 @@ def resolve_run(flags: GenFlags, console: Console) -> Run:
     for name, value in (("--count", flags.count), ("--batch-size", flags.batch_size)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
-    prompts = gather_prompts(flags.prompts or [], flags.prompts_file)
+    asked = flags.prompts or (["anything"] if flags.print_config and flags.prompts_file is None else [])
+    prompts = gather_prompts(asked, flags.prompts_file)
     destination = resolve_destination(flags.output, flags.format)
     preset, model_path = _choose_model(flags, console)
     vae_path = None if flags.vae is None else find_file(flags.vae, models_folders())
+    if vae_path is not None:
+        read_header(vae_path)
     plans = _plans(flags, console, prompts, preset, model_path, vae_path)
     names, jobs = _name(plans, destination, flags)
     return Run(preset, model_path, vae_path, names, jobs)
@@ -107,10 +110,10 @@ def _choose_model(flags: GenFlags, console: Console) -> tuple[Preset, Path | Non
         path = find_file(flags.model, folders)
         header = read_header(path)
         found = detect(header)
-        console.note(f"{path.name}: {found.title}: {found.reason}")
         preset = _load(flags.preset or _preset_for(found), overrides)
         if found.kind != preset.model.kind:
             check_model(header, preset.model, {})
+        console.note(f"{path.name}: {found.title}: {found.reason}")
         return preset, path
     name = flags.preset
     if name is None:
@@ -200,10 +203,7 @@ def _plans(
     model_path: Path | None,
     vae_path: Path | None,
 ) -> list[Plan]:
-    seed = flags.seed
-    if seed is None:
-        seed = secrets.randbelow(2**32)
-        console.note(f"seed {seed}")
+    seed = secrets.randbelow(2**32) if flags.seed is None else flags.seed
     plans = []
     for number, prompt in enumerate(prompts, 1):
         try:
@@ -226,6 +226,8 @@ def _plans(
             raise UsageError(f"prompt {number} of {len(prompts)}: {error.message}", hint=error.hint) from None
         _warn_of_lost_words(first, preset.model, console)
         plans += [first.with_seed(seed + i) for i in range(flags.count)]
+    if flags.seed is None and not flags.print_config:
+        console.note(f"seed {seed}")
     return plans
 
 

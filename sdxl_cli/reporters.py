@@ -3,13 +3,17 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Self
 
 from sdxl_cli.console import Console, has_bars, shorten
 
 if TYPE_CHECKING:
+    from rich.live import Live
     from rich.progress import ProgressColumn, Task, TaskID
     from rich.text import Text
+
+_FIGURES = 44  # columns for percentage, amount, rate and time
 
 
 class View:
@@ -80,31 +84,45 @@ class _Bars(View):
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn
 
+        columns = get_terminal_size().columns
+        self._label_width = columns // 3
+        # A line never fills the terminal: a typed ^C would wrap, and erasing the bars would miss a line.
+        bar_width = max(8, min(40, columns - self._label_width - _FIGURES))
+        self._terminal = RichConsole(stderr=True, highlight=False, emoji=False, markup=False)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %"),
+            BarColumn(bar_width=bar_width),
             *_columns(),
-            console=RichConsole(stderr=True, highlight=False, emoji=False, markup=False),
-            transient=True,
-            expand=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
+            console=self._terminal,
         )
+        self._live = self._new_live()
         self._task: TaskID | None = None
         self._batch: TaskID | None = None
         self._whole: TaskID | None = None
         self._title = ""
 
+    def _new_live(self) -> "Live":
+        """What draws the bars again and again; one that was stopped and started again would erase a line too many."""
+        from rich.live import Live
+
+        return Live(
+            get_renderable=self._progress.get_renderable,
+            console=self._terminal,
+            refresh_per_second=10,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def start(self, task: str, total: float | None, unit: str = "") -> None:
-        self._task = self._progress.add_task(_label(task), total=total, unit=unit)
+        self._task = self._progress.add_task(self._label(task), total=total, unit=unit)
 
     def advance(self, amount: float) -> None:
         if self._task is not None:
@@ -112,19 +130,19 @@ class _Bars(View):
 
     def finish(self) -> None:
         if self._task is not None:
-            self._progress.refresh()
+            self._live.refresh()
             self._progress.remove_task(self._task)
             self._task = None
 
     def begin_run(self, pictures: int, calls: int) -> None:
         if pictures > 1:
-            self._whole = self._progress.add_task(_label(f"all {pictures} pictures"), total=calls, unit="calls")
+            self._whole = self._progress.add_task(self._label(f"all {pictures} pictures"), total=calls, unit="calls")
 
     def begin_batch(self, title: str, calls: int) -> None:
         self._title = title
         if self._batch is not None:
             self._progress.remove_task(self._batch)
-        self._batch = self._progress.add_task(_label(title), total=calls, unit="calls")
+        self._batch = self._progress.add_task(self._label(title), total=calls, unit="calls")
 
     def step(self, calls: int) -> None:
         for task in (self._batch, self._whole):
@@ -133,25 +151,30 @@ class _Bars(View):
 
     def decoding(self) -> None:
         if self._batch is not None:
-            self._progress.update(self._batch, description=_label(f"decoding {self._title}"), refresh=True)
+            self._progress.update(self._batch, description=self._label(f"decoding {self._title}"))
+            self._live.refresh()
+
+    def _label(self, text: str) -> str:
+        return shorten(text, self._label_width)
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        self._progress.stop()
+        self._live.stop()
         try:
             yield
         finally:
-            self._progress.start()
-
-
-def _label(text: str) -> str:
-    return shorten(text, 36)
+            self._live = self._new_live()
+            self._live.start()
 
 
 def _columns() -> "list[ProgressColumn]":
     """How much, how fast and how long still; made here so that importing this module leaves rich alone."""
     from rich.progress import ProgressColumn
     from rich.text import Text
+
+    class Share(ProgressColumn):
+        def render(self, task: "Task") -> "Text":
+            return Text("" if task.total is None else f"{task.percentage:.0f} %", justify="right")
 
     class Amount(ProgressColumn):
         def render(self, task: "Task") -> "Text":
@@ -168,14 +191,16 @@ def _columns() -> "list[ProgressColumn]":
         def render(self, task: "Task") -> "Text":
             return Text(time_text(task.time_remaining), style="dim")
 
-    return [Amount(), Rate(), Left()]
+    return [Share(), Amount(), Rate(), Left()]
 
 
 def amount_text(done: float, total: float | None, unit: str) -> str:
-    """`12/30 calls`, or for bytes `1.2/6.9 GB`."""
+    """`12/30 calls`, or for bytes `1.2/6.9 GB`; nothing for work that is not counted."""
+    if not unit:
+        return ""
     if unit == "B":
         return size_text(done) if total is None else f"{size_text(done, total)}/{size_text(total)}"
-    return f"{done:.0f}{'' if total is None else f'/{total:.0f}'} {unit}".rstrip()
+    return f"{done:.0f}{'' if total is None else f'/{total:.0f}'} {unit}"
 
 
 def size_text(count: float, like: float | None = None) -> str:
@@ -189,7 +214,7 @@ def size_text(count: float, like: float | None = None) -> str:
 
 def rate_text(speed: float | None, unit: str) -> str:
     """`3.4 calls/s`, below one `1.9 s/call`; nothing while it is unknown."""
-    if not speed:
+    if not speed or not unit:
         return ""
     if unit == "B":
         return f"{size_text(speed)}/s"

@@ -8,6 +8,8 @@ from sdxl_cli.console import Console, safe
 
 Cells = Sequence[str]
 
+_PLAIN_WIDTH = 40  # a longer cell pushes the rest of its line, not every line
+
 
 def print_table(
     console: Console, columns: Sequence[tuple[str, Literal["left", "right"]]], rows: Sequence[Cells], title: str = ""
@@ -25,7 +27,7 @@ def print_table(
         _print_drawn(columns, clean, title)
         return
     headed = [[name for name, _ in columns], *clean]
-    widths = [max(len(row[i]) for row in headed) for i in range(len(columns))]
+    widths = [min(max(len(row[i]) for row in headed), _PLAIN_WIDTH) for i in range(len(columns))]
     for row in headed:
         cells = [
             cell.rjust(width) if align == "right" else cell.ljust(width)

@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,15 +210,20 @@ def encode_latent(latent: NDArray[np.float32], record: Record | None) -> bytes:
 
 
 def parse_record(text: str) -> Mapping[str, Any]:
-    """The JSON of a record as plain values.
+    """The JSON of a record as plain values that can be written as JSON again.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, or holds what JSON has no word for.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
+    json.dumps(value, ensure_ascii=False).encode()  # lone surrogates cannot be written anywhere
     return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")

@@ -31,7 +31,7 @@ Raw = Annotated[bool, flag("--raw", help="Print a picture's parameters text as i
 def inspect(
     files: Files, hashed: Hash = False, tensors: Tensors = False, raw: Raw = False, as_json: Json = False
 ) -> None:
-    """Say what files are and why, from their headers alone: models, pictures and what they record, latents.
+    """Say what models, pictures and latents are, from their headers.
 
     A name without a path is looked for in the models folders too.
     """

@@ -22,7 +22,7 @@ Names = Annotated[
 
 
 def pull(presets: Names, quiet: Quiet = False) -> None:
-    """Fetch the model file of a preset into the models folder, check it, and print its path.
+    """Fetch the model file of a preset, check it, print its path.
 
     A download that broke off goes on where it stopped; a file that is there and right is left alone.
     """

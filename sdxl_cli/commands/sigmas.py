@@ -1,5 +1,6 @@
 """`sdxl sigmas`: the noise levels that a run would walk through."""
 
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -53,9 +54,12 @@ def sigmas(
     overwrite: Overwrite = False,
     plot: Plot = None,
 ) -> None:
-    """Show the noise levels of a run: index, sigma and the timestep the network is told."""
+    """Show the noise levels that a run walks through."""
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other")
+    for name, value in (("--rho", rho), ("--sigma-min", sigma_min), ("--sigma-max", sigma_max)):
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{name} must be a finite number, got {value}")
     from sdxl_core.config import DenoiserConfig, DiscretizationConfig
     from sdxl_core.diffusion.discretization import legacy_ddpm_table, resolve_sigmas, sigma_to_timestep
 

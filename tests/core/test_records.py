@@ -148,6 +148,8 @@ def png(*chunks: bytes) -> bytes:
         (chunk(b"tEXt", b"sdxl\0" + b"[" * 100_000), "nested too deeply"),
         (chunk(b"tEXt", b"sdxl\0[1]"), "not a JSON object"),
         (chunk(b"tEXt", b"sdxl\0{"), "cannot be read"),
+        (chunk(b"tEXt", b'sdxl\0{"a": NaN}'), "NaN is not a number"),
+        (chunk(b"tEXt", b'sdxl\0{"a": "\\ud800"}'), "cannot be read"),
         (b"\xff\xff\xff\xffIDAT", "cut off"),
         (b"".join(chunk(b"tEXt", b"k%d\0v" % i) for i in range(70)), "was skipped"),
     ],

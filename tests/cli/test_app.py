@@ -1,0 +1,125 @@
+"""The program as a whole: help, version, start-up, completion, and the page made from it."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Sdxl
+
+import sdxl_core
+from sdxl_cli.boundary import EXIT_CODES
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("gen", "inspect", "sigmas", "presets", "pull", "train")
+
+
+def test_help_names_every_command_exit_code_and_variable(sdxl: Sdxl) -> None:
+    page = sdxl("--help")
+    assert page.code == 0
+    for word in (*COMMANDS, "SDXL_MODELS", "SDXL_EXTRA_MODELS", "SDXL_DEBUG"):
+        assert word in page.out
+    for code, meaning in EXIT_CODES.items():
+        assert re.search(rf"\b{code}\s+{re.escape(meaning)}", page.out)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", [*COMMANDS, "presets show"])
+def test_help_pages_fit_and_end_with_examples(
+    sdxl: Sdxl, monkeypatch: pytest.MonkeyPatch, command: str, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    page = sdxl(*command.split(), "--help")
+    assert page.code == 0
+    assert max(map(len, page.out.splitlines())) <= columns
+    assert "…" not in page.out
+    if command != "presets":
+        assert f"sdxl {command} " in page.out.partition("Examples")[2]
+
+
+def test_the_page_in_docs_is_the_programs_own() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_cli_md.py"))["document"]()
+    assert made == (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+def test_the_version_is_one(sdxl: Sdxl) -> None:
+    result = sdxl("--version")
+    assert (result.code, result.out) == (0, f"sdxl {sdxl_core.__version__}\n")
+
+
+def test_nothing_asked_shows_the_help(sdxl: Sdxl) -> None:
+    result = sdxl()
+    assert result.code == 2
+    assert "Commands" in result.out + result.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["gne"], "did you mean 'gen'"),
+        (["gen", "a cat", "--stepz", "3"], "did you mean --steps"),
+        (["gen", "a cat", "--steps", "many"], "'--steps': expected a whole number"),
+        (["gen", "a cat", "--format", "gif"], "'--format': 'gif' is not one of 'png', 'jpg', 'webp'"),
+        (["presets", "show"], "missing argument"),
+    ],
+)
+def test_misuse_is_one_error_and_one_hint(sdxl: Sdxl, argv: list[str], said: str) -> None:
+    result = sdxl(*argv)
+    assert result.code == 2
+    assert result.out == ""
+    assert said.lower() in result.err.lower()
+    assert [line.split(":")[0] for line in result.err.splitlines()] == ["error", "hint"]
+
+
+LIGHT = """
+import resource, sys
+from sdxl_cli.boundary import run
+for argv in {lines!r}:
+    assert run(argv) == 0
+    heavy = [m for m in ("torch", "transformers", "open_clip", "huggingface_hub", "scipy") if m in sys.modules]
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(argv[0], heavy, f"{{used.ru_utime + used.ru_stime:.3f}}", file=sys.stderr)
+"""
+
+
+def test_what_must_be_instant_starts_without_torch(tmp_path: Path, tiny_folder: Path) -> None:
+    lines = [
+        ["--help"],
+        ["sigmas", "--json"],
+        ["presets", "list"],
+        ["presets", "show", "sdxl-base-1.0"],
+        ["inspect", str(tiny_folder / "tiny_base.safetensors")],
+        ["gen", "a cat", "--preset", "sdxl-base-1.0", "--dry-run", "-q"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT.format(lines=lines)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    reports = done.stderr.splitlines()
+    assert [report.rpartition(" ")[0] for report in reports] == [f"{line[0]} []" for line in lines]
+    # The promise for --help is 0.3 s on the clock of a quiet machine; a busy one still counts processor time.
+    assert float(reports[0].rpartition(" ")[2]) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("sdxl gen --preset sdxl-b", "sdxl-base-1.0"),
+        ("sdxl gen --sampler dpmpp_2", "dpmpp_2m"),
+        ("sdxl gen --schedule e", "edm"),
+        ("sdxl gen --model tiny_b", "tiny_base.safetensors"),
+        ("sdxl presets show mic", "micro"),
+        ("sdxl insp", "inspect"),
+    ],
+)
+def test_the_shell_completes_values(sdxl: Sdxl, monkeypatch: pytest.MonkeyPatch, words: str, offered: str) -> None:
+    monkeypatch.setenv("_SDXL_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    assert offered in sdxl().out.split()

@@ -1,0 +1,117 @@
+"""Errors, signals and closed pipes: an exit code and plain words, never a traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Sdxl
+
+from sdxl_cli.boundary import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def shell(line: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which `sdxl` is the program."""
+    program = f'sdxl() {{ "{sys.executable}" -m sdxl_cli "$@"; }}; set -o pipefail; '
+    return subprocess.run(
+        ["bash", "-c", program + line],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_a_bug_is_said_to_be_one(sdxl: Sdxl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdxl_core.presets.list_presets", lambda: 1 // 0)
+    result = sdxl("presets", "list")
+    assert result.code == 101
+    assert result.err.startswith("error: internal error: ZeroDivisionError")
+    assert "SDXL_DEBUG=1" in result.err
+    assert "Traceback" not in result.err
+    for shown in (sdxl("presets", "list", "--debug"), sdxl("--debug", "presets", "list")):
+        assert shown.code == 101
+        assert "Traceback" in shown.err
+    monkeypatch.setenv("SDXL_DEBUG", "1")
+    assert "Traceback" in sdxl("presets", "list").err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_running_out_of_memory_has_its_code(sdxl: Sdxl, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def exhaust() -> None:
+        raise error
+
+    monkeypatch.setattr("sdxl_core.presets.list_presets", exhaust)
+    result = sdxl("presets", "list")
+    assert result.code == 5
+    assert result.err.startswith("error: out of memory")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_the_run_with_its_code(
+    sdxl: Sdxl, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, word: str
+) -> None:
+    def wait() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr("sdxl_core.presets.list_presets", wait)
+    before = signal.getsignal(number)
+    result = sdxl("presets", "list")
+    assert (result.code, result.err) == (code, f"error: {word}\n")
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    stubborn = """
+import os, signal, sys, time
+import sdxl_core.presets
+def stubborn():
+    try:
+        print("ready", file=sys.stderr, flush=True)
+        time.sleep(30)
+    finally:
+        print("cleaning", file=sys.stderr, flush=True)
+        time.sleep(30)
+sdxl_core.presets.list_presets = stubborn
+from sdxl_cli.boundary import run
+run(["presets", "list"])
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", stubborn], stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert child.stderr is not None
+    with child.stderr:
+        for word in ("ready", "cleaning"):
+            assert child.stderr.readline().strip() == word
+            child.send_signal(signal.SIGINT)
+        assert child.wait(20) == 130
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    done = shell("sdxl sigmas --steps 1000 --csv | head -1", tmp_path)
+    assert done.stdout == "index,sigma,timestep\n"
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)
+
+
+def test_a_full_standard_output_is_an_error(tmp_path: Path) -> None:
+    done = shell("sdxl sigmas --csv > /dev/full", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write to standard output: No space left on device\n"
+
+
+def test_signals_are_left_alone_outside_the_main_thread(capfd: pytest.CaptureFixture[str]) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(run(["--version"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]

@@ -1,0 +1,314 @@
+"""`sdxl gen` from prompt to picture, on a model of SDXL's shape that draws noise in a tenth of a second."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli
+from conftest import Sdxl
+from PIL import Image
+from safetensors.numpy import load_file
+from support_tiny import write_tiny_checkpoint
+
+import sdxl_core
+from sdxl_core.picture_files import read_record
+from sdxl_core.plan import Plan
+from sdxl_core.records import parse_parameters
+
+
+def pixels(path: Path) -> object:
+    with Image.open(path) as image:
+        return np.asarray(image).tolist()
+
+
+def test_a_prompt_becomes_a_picture_and_a_path(gen: Sdxl, tiny_folder: Path) -> None:
+    result = gen("a cat", "--seed", 7)
+    assert (result.code, result.out) == (0, "outputs/00001-7-a-cat.png\n")
+    assert "loading tiny_base.safetensors: " in result.err
+    assert "1/1 seed 7, 3 model calls, " in result.err
+    with Image.open(result.paths[0]) as image:
+        assert (image.size, image.mode) == ((64, 64), "RGB")
+    assert os.listdir("outputs") == ["00001-7-a-cat.png"]
+
+
+def test_the_record_tells_all(gen: Sdxl, tiny_folder: Path) -> None:
+    path = gen("a cat", "--seed", 7, "--negative", "fog", "--sampler", "dpmpp_2m", "--schedule", "edm:rho=7").paths[0]
+    found = read_record(path)
+    assert found.problems == []
+    assert found.machine_made
+    record = found.record or {}
+    plan = Plan.from_json(json.dumps(record["plan"]))
+    sha256 = hashlib.sha256((tiny_folder / "tiny_base.safetensors").read_bytes()).hexdigest()
+    assert (plan.prompt, plan.negative, plan.seed, plan.steps, plan.size) == ("a cat", "fog", 7, 3, (64, 64))
+    assert (plan.file, plan.file_sha256) == ("tiny_base.safetensors", sha256)
+    assert (plan.device, plan.attention) == ("cpu", "sdpa")
+    assert plan.dtype in ("float32", "bfloat16")
+    assert record["sigmas"] == list(plan.sigmas())
+    assert record["model_calls"] == 3
+    assert record["software"] == f"sdxl {sdxl_core.__version__}"
+    assert {"torch", "python"} <= set(record["versions"])
+    assert record["weights"] == [{"role": "model", "name": "tiny_base.safetensors", "sha256": sha256}]
+    assert str(tiny_folder) not in path.read_bytes().decode("latin-1")
+    prompt, negative, pairs = parse_parameters(found.parameters or "")
+    assert (prompt, negative, pairs["Seed"], pairs["Sampler"]) == ("a cat", "fog", "7", "DPM++ 2M")
+    assert (pairs["Model hash"], pairs["Schedule rho"]) == (sha256[:10], "7")
+
+
+def test_seeds_count_up_and_a_batch_changes_nothing(gen: Sdxl) -> None:
+    single = gen("a cat", "a dog", "--seed", 5, "-n", 2, "--dtype", "fp32", "-o", "single")
+    batch = gen("a cat", "a dog", "--seed", 5, "-n", 2, "--dtype", "fp32", "-o", "batch", "-b", 4)
+    assert [path.name for path in single.paths] == [
+        "00001-5-a-cat.png",
+        "00002-6-a-cat.png",
+        "00003-5-a-dog.png",
+        "00004-6-a-dog.png",
+    ]
+    for one, other in zip(single.paths, batch.paths, strict=True):
+        difference = np.asarray(pixels(one), dtype=int) - np.asarray(pixels(other), dtype=int)
+        assert np.abs(difference).max() <= 1
+    assert len({str(pixels(path)) for path in single.paths}) == 4
+
+
+def test_the_same_line_gives_the_same_bytes(gen: Sdxl) -> None:
+    first, second = (gen("a cat", "--seed", 7, "-o", folder).paths[0].read_bytes() for folder in ("a", "b"))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a cat [red dress]", "[/b] [bold]", "a :cat: 🐱 猫", "50% {seed} \\n", "-", "\x1b[31mred"]
+)
+def test_a_prompt_is_taken_as_typed(gen: Sdxl, prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--prompts", "list.txt"] if prompt == "-" else [prompt]
+    Path("list.txt").write_text("-\n")
+    result = gen(*arguments, "--seed", 7)
+    assert result.code == 0
+    assert ((read_record(result.paths[0]).record or {})["plan"])["prompt"] == prompt
+    assert prompt.replace("\x1b", "") in result.err
+    assert "\x1b" not in result.err
+
+
+def test_a_random_seed_is_shown_and_recorded(gen: Sdxl) -> None:
+    result = gen("a cat")
+    seed = int(result.err.splitlines()[0].removeprefix("seed "))
+    assert ((read_record(result.paths[0]).record or {})["plan"])["seed"] == seed
+
+
+def test_json_lines_carry_the_facts(gen: Sdxl) -> None:
+    result = gen("a cat", "--seed", 7, "-n", 2, "--json", "--save-latents")
+    for seed, line in zip((7, 8), result.out.splitlines(), strict=True):
+        facts = json.loads(line)
+        assert (facts["seed"], facts["prompt"], facts["width"], facts["height"]) == (seed, "a cat", 64, 64)
+        assert facts["sha256"] == hashlib.sha256(Path(facts["path"]).read_bytes()).hexdigest()
+        assert facts["seconds"] > 0
+        assert Path(facts["latent"]).exists()
+
+
+def test_latents_are_kept_with_their_record(gen: Sdxl, sdxl: Sdxl) -> None:
+    path = gen("a cat", "--seed", 7, "--save-latents").paths[0].with_suffix(".latent.safetensors")
+    latent = load_file(path)["latent"]
+    assert (latent.shape, latent.dtype) == ((4, 8, 8), np.float32)
+    assert "a latent of this program" in sdxl("inspect", path).out
+
+
+def test_quiet_says_nothing_but_the_paths(gen: Sdxl) -> None:
+    result = gen("a cat", "-q")
+    assert (result.code, result.err) == (0, "")
+    assert len(result.paths) == 1
+
+
+@pytest.mark.parametrize(("name", "format"), [("x.jpg", "jpg"), ("x.webp", "webp"), ("deep/er/{seed}.jpeg", "jpg")])
+def test_other_formats_record_too(gen: Sdxl, name: str, format: str) -> None:
+    path = gen("a cat", "--seed", 7, "-o", name).paths[0]
+    found = read_record(path)
+    assert found.format == format
+    assert ((found.record or {})["plan"])["seed"] == 7
+
+
+def test_metadata_can_be_left_out(gen: Sdxl) -> None:
+    found = read_record(gen("a cat", "--seed", 7, "--no-metadata").paths[0])
+    assert (found.texts, found.record, found.machine_made) == ({}, None, False)
+
+
+def test_an_existing_file_stays_unless_asked(gen: Sdxl) -> None:
+    assert gen("a cat", "--seed", 7, "-o", "cat.png").code == 0
+    before = Path("cat.png").read_bytes()
+    refused = gen("a cat", "--seed", 8, "-o", "cat.png")
+    assert refused.code == 1
+    assert refused.err == "error: cat.png exists already\nhint: give another name, or --overwrite\n"
+    assert Path("cat.png").read_bytes() == before
+    assert gen("a cat", "--seed", 8, "-o", "cat.png", "--overwrite").code == 0
+    assert Path("cat.png").read_bytes() != before
+    assert gen("a cat", "--seed", 8, "-o", "{seed}.png").paths == [Path("8.png")]
+    assert gen("a cat", "--seed", 8, "-o", "{seed}.png").paths == [Path("8-2.png")]
+
+
+def test_prompts_come_from_files_and_standard_input(gen: Sdxl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Path("list.txt").write_bytes(b"\xef\xbb\xbf# a list\r\n\r\na fox\r\n  a hen  \r\n")
+    (tmp_path / "stdin").write_text("a pig\n")
+    with open(tmp_path / "stdin") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        result = gen("a cat", "-", "--prompts", "list.txt", "--dry-run", "--seed", 1, "--json")
+    assert [json.loads(line)["plan"]["prompt"] for line in result.out.splitlines()] == [
+        "a cat",
+        "a pig",
+        "a fox",
+        "a hen",
+    ]
+
+
+def test_standard_input_is_left_alone_without_a_dash(gen: Sdxl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert gen("a cat", "--dry-run").code == 0
+
+
+def test_a_dry_run_shows_the_jobs_and_touches_nothing(gen: Sdxl) -> None:
+    result = gen("a cat", "a [dog]", "--seed", 7, "-n", 2, "--steps", 20, "--sampler", "heun", "--dry-run")
+    assert result.code == 0
+    for word in ("14.61", "... ", "heun, 20 steps", "156 in 4 batches", "00004-8-a-dog.png", "a [dog]"):
+        assert word in result.out
+    lines = gen("a cat", "--seed", 7, "--dry-run", "--json").out.splitlines()
+    job = json.loads(lines[0])
+    assert Plan.from_json(json.dumps(job["plan"])).seed == 7
+    assert (job["path"], job["model_calls"], job["sigmas"][-1]) == ("outputs/00001-7-a-cat.png", 3, 0.0)
+    assert os.listdir() == []
+
+
+def test_the_printed_config_is_a_preset_that_gives_the_same_picture(gen: Sdxl, sdxl: Sdxl) -> None:
+    flags = [
+        "--steps",
+        2,
+        "--guidance",
+        2.5,
+        "--sampler",
+        "euler_ancestral:eta=0.5",
+        "--crop",
+        "8,16",
+        "--aspect",
+        "1:1",
+    ]
+    printed = gen("a cat", *flags, "--negative", 'say "no"\n\x7f', "--print-config")
+    config = tomli.loads(printed.out)
+    assert config["recipe"]["crop_coords_top_left"] == [8, 16]
+    assert config["recipe"]["negative"] == 'say "no"\n\x7f'
+    Path("mine.toml").write_text(printed.out)
+    with_flags = gen("a cat", "--seed", 7, *flags, "--negative", 'say "no"\n\x7f', "--dry-run", "--json")
+    with_preset = sdxl("gen", "a cat", "--seed", 7, "--preset", "./mine.toml", "--device", "cpu", "--dry-run", "--json")
+    assert json.loads(with_preset.out)["plan"] == json.loads(with_flags.out)["plan"]
+
+
+def test_sizes_and_words_reach_the_plan(gen: Sdxl) -> None:
+    result = gen(
+        *("a cat", "--prompt-2", "in oil", "--negative-2", "fog", "--size", "96x64", "--original-size", "48x32"),
+        *("--target-size", "96x64", "--crop", "0,8", "--dtype", "bf16", "--dry-run", "--json", "--seed", 1),
+    )
+    plan = json.loads(result.out)["plan"]
+    assert (plan["prompt_2"], plan["negative_2"], plan["size"]) == ("in oil", "fog", [64, 96])
+    assert (plan["original_size"], plan["target_size"]) == ([32, 48], [64, 96])
+    assert (plan["crop_coords_top_left"], plan["dtype"]) == ([0, 8], "bfloat16")
+
+
+def test_an_aspect_takes_the_nearest_published_size(sdxl: Sdxl) -> None:
+    line = ["gen", "a cat", "--preset", "sdxl-base-1.0", "--aspect", "16:9", "--dry-run", "--json", "--seed", 1]
+    assert json.loads(sdxl(*line).out)["plan"]["size"] == [768, 1344]
+
+
+def test_lost_words_are_said(gen: Sdxl) -> None:
+    result = gen(" ".join(f"word{chr(97 + i % 26)}" for i in range(60)) + " the very end", "--dry-run")
+    assert result.code == 0
+    assert "tokens and only 75 fit: the last " in result.err
+    assert "the very end" in result.err
+
+
+def test_without_any_model_file_micro_stands_in_and_says_so(sdxl: Sdxl) -> None:
+    result = sdxl("gen", "a cat", "--seed", 1, "--dry-run")
+    assert result.code == 0
+    notes = result.err.splitlines()
+    assert len(notes) == 1
+    assert "micro" in notes[0]
+    assert "sdxl pull sdxl-base-1.0" in notes[0]
+
+
+def test_with_the_published_file_sdxl_is_the_choice(
+    sdxl: Sdxl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The layout of a ComfyUI folder; a dry run opens no model file, so an empty one will do.
+    folder = tmp_path / "comfy" / "models" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "sd_xl_base_1.0.safetensors").touch()
+    monkeypatch.setenv("SDXL_EXTRA_MODELS", f"/nowhere:{tmp_path / 'comfy'}")
+    result = sdxl("gen", "a cat", "--seed", 1, "--dry-run", "--json")
+    assert json.loads(result.out)["plan"]["model"] == "sdxl-base-1.0"
+    assert result.err == ""
+
+
+def test_a_model_file_is_said_to_be_what_it_is(gen: Sdxl, sdxl: Sdxl, tiny_folder: Path) -> None:
+    result = gen("a cat", "--seed", 7, "--model", "tiny_base")
+    assert result.code == 0
+    assert "tiny_base.safetensors: an SDXL base: two text encoders" in result.err
+
+
+def test_another_vae_is_used_and_recorded(gen: Sdxl) -> None:
+    write_tiny_checkpoint(Path("other.safetensors"), seed=1)
+    path = gen("a cat", "--seed", 7, "--vae", "other.safetensors", "-o", "x").paths[0]
+    weights = (read_record(path).record or {})["weights"]
+    assert [w["role"] for w in weights] == ["model", "vae"]
+    assert pixels(path) != pixels(gen("a cat", "--seed", 7).paths[0])
+
+
+def test_a_name_taken_meanwhile_gets_the_next_free_one(gen: Sdxl) -> None:
+    def take() -> None:
+        deadline = time.monotonic() + 60
+        while not Path("outputs").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        Path("outputs/00001-7-a-cat.png").write_bytes(b"theirs")
+
+    thief = threading.Thread(target=take)
+    thief.start()
+    result = gen("a cat", "--seed", 7, "--steps", 30)
+    thief.join()
+    assert result.paths == [Path("outputs/00002-7-a-cat.png")]
+    assert Path("outputs/00001-7-a-cat.png").read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_sampling_leaves_whole_pictures(gen: Sdxl, number: signal.Signals, code: int) -> None:
+    def stop() -> None:
+        deadline = time.monotonic() + 60
+        while not list(Path().glob("outputs/*.png")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(os.getpid(), number)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    result = gen("a cat", "--seed", 7, "-n", 200)
+    stopper.join()
+    assert result.code == code
+    done = len(result.paths)
+    assert 1 <= done < 200
+    assert f"{done} of 200 pictures are done" in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
+    for path in result.paths:
+        pixels(path)
+    assert all(name.endswith(".png") for name in os.listdir("outputs"))
+
+
+def test_a_signal_while_loading_leaves_nothing(gen: Sdxl) -> None:
+    def stop() -> None:
+        deadline = time.monotonic() + 60
+        while not Path("outputs").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    result = gen("a cat", "--seed", 7, "--steps", 1000)
+    stopper.join()
+    assert (result.code, result.out) == (130, "")
+    assert "0 of 1 pictures are done" in result.err
+    assert os.listdir("outputs") == []

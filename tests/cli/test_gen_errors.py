@@ -1,0 +1,244 @@
+"""What a user can get wrong: one error, one hint where there is one, the documented code, nothing written."""
+
+import json
+import os
+import resource
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Result, Sdxl, toml_value
+from safetensors.torch import load_file, save_file
+from support_tiny import tiny_config
+
+from sdxl_core.conditioning.tokenizer import Tokenizer
+
+
+def refused(result: Result, code: int, *words: str) -> None:
+    """The run failed as documented, in plain words, and wrote no file."""
+    assert result.code == code, result.err
+    assert "Traceback" not in result.err
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    for word in words:
+        assert word in result.err
+    assert result.out == ""
+    assert not list(Path().rglob("*.png"))
+    assert not list(Path().rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--sampler", "eulr"], ["unknown sampler 'eulr'", "did you mean", "euler"]),
+        (["--sampler", "euler:s_churm=1"], ["--sampler", "s_churm", "did you mean s_churn"]),
+        (["--sampler", "euler:s_churn"], ["--sampler", "key=number"]),
+        (["--sampler", "dpmpp_2m:eta=1"], ["eta"]),
+        (["--schedule", "karas"], ["unknown schedule 'karas'", "ddpm, edm"]),
+        (["--schedule", "edn"], ["did you mean edm?"]),
+        (["--schedule", "ddpm:rho=7"], ["rho"]),
+        (["--steps", "0"], ["--steps", "at least 1"]),
+        (["--steps", "-3"], ["--steps", "at least 1"]),
+        (["--steps", "1001"], ["1000"]),
+        (["--count", "0"], ["--count", "at least 1"]),
+        (["--batch-size", "0"], ["--batch-size", "at least 1"]),
+        (["--seed", "-1"], ["seed -1"]),
+        (["--seed", str(2**64)], ["seed"]),
+        (["--size", "1000x1001"], ["1000x1001", "divide by 8", "try 1000x1000"]),
+        (["--size", "big"], ["--size 'big'", "WIDTHxHEIGHT"]),
+        (["--size", "0x64"], ["--size"]),
+        (["--aspect", "wide"], ["--aspect 'wide'", "16:9"]),
+        (["--aspect", "1:0"], ["--aspect"]),
+        (["--aspect", "1:1", "--size", "64x64"], ["size and an aspect"]),
+        (["--crop", "5"], ["--crop", "TOP,LEFT"]),
+        (["--original-size", "0x0"], ["--original-size"]),
+        (["--guidance", "nan"], ["--guidance"]),
+        (["--format", "gif"], ["gif"]),
+        (["-o", "cat.gif"], [".gif", "png, jpg, webp"]),
+        (["-o", "cat.jpg", "--format", "png"], ["disagrees"]),
+        (["-o", "{sead}.png"], ["{sead}", "did you mean {seed}"]),
+        (["-o", "{seed.real}.png"], ["seed.real"]),
+        (["-o", "{seed"], ["does not parse"]),
+        (["-o", "cat.png", "-n", "2"], ["one file", "2 pictures"]),
+        (["--device", "gpu"], ["gpu"]),
+        (["--dtype", "float8"], ["float8"]),
+        (["--attention", "magic"], ["magic"]),
+        (["--prompts", "none.txt"], ["none.txt", "No such file"]),
+    ],
+)
+def test_a_flag_that_cannot_be_honoured(gen: Sdxl, flags: list[str], words: list[str]) -> None:
+    refused(gen("a cat", *flags), 2, *words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test lacks")
+def test_cuda_where_there_is_none(gen: Sdxl) -> None:
+    refused(gen("a cat", "--device", "cuda"), 2, "cuda")
+
+
+@pytest.mark.parametrize("prompts", [[""], ["  "], ["a cat", "\t"]])
+def test_an_empty_prompt(gen: Sdxl, prompts: list[str]) -> None:
+    refused(gen(*prompts), 2, "the prompt is empty")
+
+
+def test_no_prompt_at_all(gen: Sdxl) -> None:
+    refused(gen(), 2, "no prompt", 'sdxl gen "a cat"')
+
+
+def test_a_prompt_that_is_no_text(gen: Sdxl) -> None:
+    refused(gen("caf\udce9"), 2, "not valid UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a cat\nna\xefve\n", ["list.txt", "byte 0xef at line 2, byte 3"]),
+        (b"\n# only a comment\n", ["no prompt in list.txt"]),
+        (b"\xff\xfea\0", ["byte 0xff at line 1, byte 1"]),
+    ],
+)
+def test_a_prompt_file_that_is_no_list(gen: Sdxl, content: bytes, words: list[str]) -> None:
+    Path("list.txt").write_bytes(content)
+    refused(gen("--prompts", "list.txt"), 2, *words)
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("[recipe", ["line 1"]),
+        ("[recipe]\nstepz = 3", ["base"]),
+        ('base = "sdxl-base-1.0"\n[recipe]\nstepz = 3', ["recipe.stepz", "did you mean steps"]),
+        ('base = "sdxl-base-1.0"\n[recipe]\nsteps = "many"', ["recipe.steps", "whole number"]),
+        (f"{'a.' * 30000}a = 1", ["mine.toml"]),
+        (f"a = {'[' * 30000}", ["mine.toml"]),
+        ('base = "sdxl-bas-1.0"', ["did you mean sdxl-base-1.0"]),
+    ],
+)
+def test_a_preset_that_cannot_be_read(sdxl: Sdxl, toml: str, words: list[str]) -> None:
+    Path("mine.toml").write_text(toml)
+    refused(sdxl("gen", "a cat", "--preset", "mine.toml"), 2, *words)
+
+
+def test_an_unknown_preset(sdxl: Sdxl) -> None:
+    refused(sdxl("gen", "a cat", "--preset", "sdxl-base"), 2, "sdxl-base", "did you mean sdxl-base-1.0")
+
+
+def test_a_preset_whose_file_is_missing(sdxl: Sdxl) -> None:
+    refused(sdxl("gen", "a cat", "--preset", "sdxl-base-1.0"), 4, "sd_xl_base_1.0", "sdxl pull sdxl-base-1.0")
+
+
+def header_of(table: object, data: bytes = b"") -> bytes:
+    text = json.dumps(table).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["empty"]),
+        (b"\0" * 4, ["not a safetensors file"]),
+        (b"\0" * 4000, ["not a safetensors file"]),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", ["Git-LFS", "git lfs pull"]),
+        (b"<!DOCTYPE html><html>", ["web page"]),
+        (b"PK\x03\x04" + b"\0" * 100, ["pickle", "safetensors"]),
+        (b"\x80\x02}q\0.", ["pickle"]),
+        (struct.pack("<Q", 2**40) + b"{}", ["header"]),
+        (header_of({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}), ["cut off"]),
+        (header_of({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, b"\0" * 16), ["unknown kind"]),
+        (header_of([]), ["not a safetensors file"]),
+        (header_of({"a": 1}), ["header"]),
+        (
+            header_of(
+                {"lora_unet_x.lora_down.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4
+            ),
+            ["a LoRA", "give the model itself"],
+        ),
+    ],
+)
+def test_a_model_file_that_is_none(sdxl: Sdxl, content: bytes, words: list[str]) -> None:
+    Path("model.safetensors").write_bytes(content)
+    refused(sdxl("gen", "a cat", "--model", "model.safetensors", "--device", "cpu"), 4, *words)
+
+
+def test_a_model_file_that_is_missing(sdxl: Sdxl) -> None:
+    refused(sdxl("gen", "a cat", "--model", "tiny_basa"), 4, "tiny_basa", "did you mean tiny_base")
+    refused(sdxl("gen", "a cat", "--model", "/nowhere/x.safetensors"), 4, "no such file")
+
+
+def test_a_pipe_as_a_model_does_not_hang(sdxl: Sdxl) -> None:
+    os.mkfifo("model.safetensors")
+    refused(sdxl("gen", "a cat", "--model", "model.safetensors"), 4, "not a regular file")
+
+
+def test_a_model_of_the_wrong_kind(gen: Sdxl, sdxl: Sdxl) -> None:
+    refused(gen("a cat", "--model", "tiny_refiner"), 4, "an SDXL refiner", "needs an SDXL base")
+    refused(sdxl("gen", "a cat", "--model", "tiny_refiner"), 4, "an SDXL refiner")
+
+
+def test_a_vae_of_the_wrong_kind(gen: Sdxl, tiny_folder: Path) -> None:
+    save_file({"x": torch.zeros(1)}, "vae.safetensors")
+    refused(gen("a cat", "--vae", "vae.safetensors", "--dtype", "fp32"), 4, "vae.safetensors")
+
+
+def test_a_model_with_missing_and_misshaped_tensors(gen: Sdxl, tiny_folder: Path) -> None:
+    tensors = load_file(tiny_folder / "tiny_base.safetensors")
+    del tensors["model.diffusion_model.time_embed.0.bias"]
+    tensors["model.diffusion_model.out.0.weight"] = torch.zeros(3)
+    save_file(tensors, "broken.safetensors")
+    refused(
+        gen("a cat", "--model", "./broken.safetensors"),
+        4,
+        "1 missing (model.diffusion_model.time_embed.0.bias)",
+        "1 mis-shaped (model.diffusion_model.out.0.weight [3] instead of [32])",
+    )
+
+
+def test_weights_that_are_not_finite_write_no_picture(tiny_folder: Path, sdxl: Sdxl) -> None:
+    tensors = load_file(tiny_folder / "tiny_base.safetensors")
+    tensors["model.diffusion_model.out.2.bias"][0] = float("nan")
+    save_file(tensors, "nan.safetensors")
+    config = tiny_config().model_dump()
+    config["file"]["name"] = "./nan.safetensors"
+    Path("nan.toml").write_text(f"model = {toml_value(config)}\nrecipe = {{steps = 2}}\n")
+    result = sdxl("gen", "a cat", "-n", 2, "-b", 2, "--seed", 7, "--preset", "./nan.toml", "--device", "cpu")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.count("error: picture ") == 2
+    assert "picture 2 of 2 (seed 8, 'a cat'): the latent of seed 8 is not finite" in result.err
+    assert os.listdir("outputs") == []
+
+
+def test_one_bad_picture_does_not_spoil_the_others(tiny_folder: Path, sdxl: Sdxl) -> None:
+    tensors = load_file(tiny_folder / "tiny_base.safetensors")
+    (dog,) = Tokenizer("clip").encode("dog")
+    tensors["conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight"][dog] = float("nan")
+    save_file(tensors, "tiny_base.safetensors")
+    result = sdxl(
+        *("gen", "a cat", "a dog", "a fox", "-b", 3, "--seed", 7, "--model", "./tiny_base.safetensors"),
+        *("--preset", tiny_folder / "tiny-base.toml", "--device", "cpu"),
+    )
+    assert result.code == 3
+    assert [path.name for path in result.paths] == ["00001-7-a-cat.png", "00003-7-a-fox.png"]
+    assert result.err.count("error: ") == 1
+    assert "error: picture 2 of 3 (seed 7, 'a dog')" in result.err
+
+
+def test_a_picture_that_no_memory_holds(gen: Sdxl) -> None:
+    refused(gen("a cat", "--size", "16384x16384"), 5, "memory", "--size")
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(gen: Sdxl) -> None:
+    Path("file").touch()
+    result = gen("a cat", "-o", "file/below/cat.png")
+    refused(result, 1, "cannot write to file/below", "choose another place")
+    assert "loading" not in result.err
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half_written(gen: Sdxl) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        result = gen("a cat", "-n", 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused(result, 1, "cannot write outputs/00001-", "File too large")
+    assert os.listdir("outputs") == []

@@ -1,0 +1,43 @@
+"""`sdxl presets`."""
+
+import json
+from pathlib import Path
+
+from conftest import Sdxl
+
+
+def test_the_list_has_every_shipped_preset(sdxl: Sdxl) -> None:
+    result = sdxl("presets", "list")
+    names = [line.split()[0] for line in result.out.splitlines()[1:]]
+    assert {"micro", "sdxl-base-1.0", "sdxl-refiner-1.0"} <= set(names)
+    entries = json.loads(sdxl("presets", "list", "--json").out)
+    assert [entry["name"] for entry in entries] == names
+
+
+def test_each_value_says_where_it_came_from(sdxl: Sdxl, tmp_path: Path) -> None:
+    folder = tmp_path / "XDG_CONFIG_HOME" / "sdxl" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text('description = "my own"\nbase = "sdxl-base-1.0"\n[recipe]\nsteps = 12\n')
+    values = json.loads(sdxl("presets", "show", "mine", "--json").out)["values"]
+    assert values["recipe.steps"] == {"value": 12, "origin": "recipe mine"}
+    assert values["model.network.model_channels"] == {"value": 320, "origin": "model sdxl-base-1.0"}
+    assert values["recipe.sampler.name"]["origin"] == "default"
+    shown = sdxl("presets", "show", "mine").out.splitlines()
+    assert shown[0].split() == ["mine", "my", "own"]
+    assert ["recipe.steps", "12", "recipe", "mine"] in [line.split() for line in shown]
+    assert "mine" in sdxl("presets", "list").out
+
+
+def test_a_broken_preset_is_listed_with_its_fault(sdxl: Sdxl, tmp_path: Path) -> None:
+    folder = tmp_path / "XDG_CONFIG_HOME" / "sdxl" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "bad.toml").write_text("[recipe")
+    result = sdxl("presets", "list")
+    assert result.code == 0
+    assert "broken" in next(line for line in result.out.splitlines() if line.startswith("bad"))
+
+
+def test_an_unknown_preset_is_an_error_with_a_suggestion(sdxl: Sdxl) -> None:
+    result = sdxl("presets", "show", "micra")
+    assert (result.code, result.out) == (2, "")
+    assert "did you mean micro?" in result.err
