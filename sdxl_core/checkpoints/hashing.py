@@ -27,15 +27,12 @@ def file_hash(path: Path, *, cache: Path | None = None, reporter: Reporter = SIL
         CheckpointError: the file cannot be read.
     """
     with open_checkpoint(path) as file:
-        status = os.fstat(file.fileno())
-        real = os.path.realpath(path)
-        known: dict[str, Any] = {"path": real, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-        entry = None if cache is None else cache / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.json"
-        remembered = _recall(entry, known)
+        known = _facts(path, os.fstat(file.fileno()))
+        remembered = _recall(path, known, cache)
         if remembered is not None:
             return remembered
         digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
-        reporter.start(f"hashing {path.name}", status.st_size, "B")
+        reporter.start(f"hashing {path.name}", known["bytes"], "B")
         try:
             while count := file.readinto(buffer):  # type: ignore[attr-defined]
                 digest.update(buffer[:count])
@@ -44,13 +41,27 @@ def file_hash(path: Path, *, cache: Path | None = None, reporter: Reporter = SIL
             raise CheckpointError(f"{path}: {error.strerror}") from error
         finally:
             reporter.finish()
-    _remember(entry, known | {"sha256": digest.hexdigest()})
+    _remember(path, known | {"sha256": digest.hexdigest()}, cache)
     return digest.hexdigest()
 
 
-def _recall(entry: Path | None, known: dict[str, Any]) -> str | None:
+def remember_hash(path: Path, sha256: str, cache: Path | None) -> None:
+    """Note the hash of a file that was verified under another name."""
+    _remember(path, _facts(path, path.stat()) | {"sha256": sha256}, cache)
+
+
+def _facts(path: Path, status: os.stat_result) -> dict[str, Any]:
+    """What must be the same for a remembered hash to hold."""
+    return {"path": os.path.realpath(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _entry(path: Path, cache: Path) -> Path:
+    return cache / f"{hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]}.json"
+
+
+def _recall(path: Path, known: dict[str, Any], cache: Path | None) -> str | None:
     try:
-        found = json.loads(entry.read_text(encoding="utf-8")) if entry is not None else None
+        found = None if cache is None else json.loads(_entry(path, cache).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or {key: found.get(key) for key in known} != known:
@@ -59,11 +70,12 @@ def _recall(entry: Path | None, known: dict[str, Any]) -> str | None:
     return remembered if isinstance(remembered, str) and len(remembered) == 64 else None
 
 
-def _remember(entry: Path | None, facts: dict[str, Any]) -> None:
-    if entry is None:
+def _remember(path: Path, facts: dict[str, Any], cache: Path | None) -> None:
+    if cache is None:
         return
     with contextlib.suppress(OSError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        entry = _entry(path, cache)
         temporary = entry.with_suffix(f".{os.getpid()}.part")
         temporary.write_text(json.dumps(facts), encoding="utf-8")
         os.replace(temporary, entry)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdxl_core.checkpoints.hashing import file_hash
+from sdxl_core.checkpoints.hashing import file_hash, remember_hash
 from sdxl_core.checkpoints.save import sync_folder
 from sdxl_core.config import ModelFile
 from sdxl_core.errors import CheckpointError
@@ -85,6 +85,8 @@ def pull_file(
                 raise
             os.replace(part, target)
             sync_folder(folder)
+            if source.sha256 is not None:
+                remember_hash(target, source.sha256, hash_cache)
     return target
 
 
