@@ -6,7 +6,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 import typer
@@ -14,6 +15,7 @@ import typer
 from sdxl_cli.console import PIPE_CLOSED, drop_stdout, print_error
 from sdxl_core.errors import MemoryExhaustedError, SdxlError
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERNAL_BUG = 101
 EXIT_CODES = {
     0: "all done",
@@ -56,13 +58,36 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     args, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
     main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
-    previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    previous = {number: signal.signal(number, _stop) for number in _SIGNALS if main}
     try:
         code = _guarded(args, debug)
         return _flush() or code
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """Let a few statements end before a signal takes effect: what is written is also said. A second one kills."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        pending.append(number)
+        for each in _SIGNALS:
+            signal.signal(each, _stop_hard)
+
+    previous = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if pending:
+        _stop(pending[0], None)
 
 
 def _take_debug(args: list[str]) -> tuple[list[str], bool]:
@@ -132,7 +157,7 @@ def _usage(error: typer.TyperException) -> int:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in _SIGNALS:
         signal.signal(each, _stop_hard)
     raise Stopped(128 + number)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import sdxl_core
-from sdxl_cli.boundary import Stopped
+from sdxl_cli.boundary import Stopped, finishing
 from sdxl_cli.console import Console, print_error, shorten
 from sdxl_cli.flags import GenFlags
 from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
@@ -183,9 +183,10 @@ class _Artist:
             write_whole(job.path.with_suffix(LATENT_SUFFIX), data, overwrite=overwrite)
         picture = decode(self.engine, latent)[0]
         data = encode_picture(picture, self.run.names.destination.format, record)
-        path = self._write(job, data)
-        self.tally.done += 1
-        self._report(job, path, data, seconds + time.monotonic() - began)
+        with finishing():
+            path = self._write(job, data)
+            self.tally.done += 1
+            self._report(job, path, data, seconds + time.monotonic() - began)
 
     def _write(self, job: Job, data: bytes) -> Path:
         """Under the promised name, or the next free one if another program took it meanwhile."""

@@ -1,5 +1,6 @@
 """`sdxl pull`: published model files from the Hugging Face hub."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -32,11 +33,12 @@ def pull(presets: Names, quiet: Quiet = False) -> None:
     from sdxl_core.presets import load_preset
 
     console = Console(quiet=quiet)
+    endpoint = os.environ.get("HF_ENDPOINT") or None
     files = [load_preset(name).model.file for name in presets]
     try:
         with open_view(console) as view:
             for file in files:
-                path = pull_file(file, models_folder(), hash_cache=hash_cache(), reporter=view)
+                path = pull_file(file, models_folder(), endpoint=endpoint, hash_cache=hash_cache(), reporter=view)
                 with view.hidden():
                     console.data(str(path))
     except Stopped as stop:

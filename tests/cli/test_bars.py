@@ -1,0 +1,101 @@
+"""What a person at a real terminal sees: bars that move and reach their end, and Ctrl-C that tidies up."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 120
+
+
+def at_terminal(argv: list[str], folder: Path, react: Callable[[str], bytes]) -> tuple[int, str]:
+    """Run the program on a pseudo-terminal of 100 columns; `react` sees all output so far and may answer with keys."""
+    primary, secondary = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "LINES": "30", "TERM": "xterm-256color"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "sdxl_cli", *argv],
+        stdin=secondary,
+        stdout=secondary,
+        stderr=secondary,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(secondary, termios.TIOCSCTTY, 0),
+    )
+    os.close(secondary)
+    seen, deadline = "", time.monotonic() + TIMEOUT_S
+    try:
+        while time.monotonic() < deadline:
+            if select.select([primary], [], [], 0.1)[0]:
+                try:
+                    chunk = os.read(primary, 65536)
+                except OSError:  # the terminal's other end is closed
+                    break
+                if not chunk:
+                    break
+                seen += chunk.decode("utf-8", "replace")
+                os.write(primary, react(seen))
+        return child.wait(20), seen
+    finally:
+        child.kill()
+        child.wait()
+        os.close(primary)
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def test_bars_run_to_the_end_and_leave_the_lines(tmp_path: Path, tiny_folder: Path) -> None:
+    code, seen = at_terminal(
+        ["gen", "a cat [red]", "--seed", "7", "-n", "2", "--steps", "8", "--preset", f"{tiny_folder}/tiny-base.toml"],
+        tmp_path,
+        lambda _: b"",
+    )
+    assert code == 0
+    text = plain(seen)
+    for word in ("starting PyTorch", "all 2 pictures", "1 a cat [red]", "8/8 calls", "16/16 calls", "100 %", "calls/s"):
+        assert word in text
+    assert "\x1b[?25l" in seen
+    assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")
+    # What stays on the screen when the bars are gone.
+    last = [line.rstrip("\r").split("\r")[-1] for line in text.split("\n") if "outputs/" in line]
+    assert last == ["outputs/00001-7-a-cat-red.png", "outputs/00002-8-a-cat-red.png"]
+    assert max(len(line) for line in re.split(r"[\r\n]", text)) < 100
+
+
+def test_ctrl_c_at_the_terminal(tmp_path: Path, tiny_folder: Path) -> None:
+    pressed: list[float] = []
+
+    def press(seen: str) -> bytes:
+        if not pressed and "outputs/00001" in seen:
+            pressed.append(time.monotonic())
+            return b"\x03"
+        return b""
+
+    code, seen = at_terminal(
+        ["gen", "a cat", "--seed", "7", "-n", "500", "--preset", f"{tiny_folder}/tiny-base.toml"], tmp_path, press
+    )
+    assert code == 130
+    assert re.search(r"error: interrupted: \d+ of 500 pictures are done", plain(seen))
+    assert "Traceback" not in seen
+    assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")
+    assert all(path.suffix == ".png" for path in (tmp_path / "outputs").iterdir())
+
+
+def test_colours_only_where_they_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, seen = at_terminal(["presets", "show", "nothing"], tmp_path, lambda _: b"")
+    assert "\x1b[1;31merror:\x1b[0m" in seen
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, seen = at_terminal(["presets", "show", "nothing"], tmp_path, lambda _: b"")
+    assert seen.startswith("error:")
