@@ -1,36 +1,12 @@
 """The real command, in this process, beside a tiny model; nothing of the user's own folders is seen or touched."""
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support_cli import Result, Sdxl, toml_value
 from support_tiny import tiny_config, write_tiny_checkpoint
 
 from sdxl_cli.boundary import run
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def paths(self) -> list[Path]:
-        return [Path(line) for line in self.out.splitlines()]
-
-
-Sdxl = Callable[..., Result]
-
-
-def toml_value(value: object) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {toml_value(v)}" for key, v in value.items() if v is not None) + "}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(toml_value, value))}]"
-    return json.dumps(value)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Sdxl
+from support_cli import Sdxl
 
 import sdxl_core
 from sdxl_cli.boundary import EXIT_CODES

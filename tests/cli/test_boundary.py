@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Sdxl
+from support_cli import Sdxl
 
 from sdxl_cli.boundary import run
 

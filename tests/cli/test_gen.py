@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli
-from conftest import Sdxl
 from PIL import Image
 from safetensors.numpy import load_file
+from support_cli import Sdxl
 from support_tiny import write_tiny_checkpoint
 
 import sdxl_core

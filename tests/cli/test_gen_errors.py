@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Result, Sdxl, toml_value
 from safetensors.torch import load_file, save_file
+from support_cli import Result, Sdxl, toml_value
 from support_tiny import tiny_config
 
 from sdxl_core.conditioning.tokenizer import Tokenizer

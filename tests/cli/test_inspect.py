@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Sdxl
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import save_file
+from support_cli import Sdxl
 from support_tiny import tiny_tensors
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from conftest import Sdxl
+from support_cli import Sdxl
 
 
 def test_the_list_has_every_shipped_preset(sdxl: Sdxl) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Sdxl, toml_value
+from support_cli import Sdxl, toml_value
 from support_hub import Hub, running
 from support_tiny import tiny_config
 

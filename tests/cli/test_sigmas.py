@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Sdxl
 from PIL import Image
+from support_cli import Sdxl
 
 from sdxl_cli.chart import draw_sigmas
 from sdxl_core.diffusion.discretization import edm, legacy_ddpm
