@@ -1,5 +1,7 @@
 """`sdxl presets`: what there is, and where every value of one comes from."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,26 +10,51 @@ from sdxl_cli.completion import complete_preset
 from sdxl_cli.console import Console
 from sdxl_cli.options import Json
 from sdxl_cli.tables import print_pairs, print_table
+from sdxl_core.errors import PresetError
 
 app = typer.Typer(no_args_is_help=True, help="List the presets, or show one value by value.")
 
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """List the presets by name."""
+    """List the presets by name, and whether their model files are here."""
     from sdxl_core.presets import list_presets
 
     console = Console()
     entries = list_presets()
+    files = _model_files(entry.name for entry in entries if entry.kind != "broken")
     if as_json:
         fields = ("name", "kind", "description", "source")
-        console.json([{k: getattr(e, k) for k in fields} | {"path": str(e.path)} for e in entries], indent=2)
+        found = {name: None if path is None else str(path) for name, path in files.items()}
+        console.json(
+            [
+                {k: getattr(e, k) for k in fields} | {"path": str(e.path), "model_file": found.get(e.name)}
+                for e in entries
+            ],
+            indent=2,
+        )
         return
     print_table(
         console,
-        [("name", "left"), ("kind", "left"), ("from", "left"), ("description", "left")],
-        [(e.name, e.kind, e.source, e.description) for e in entries],
+        [("name", "left"), ("kind", "left"), ("from", "left"), ("model file", "left"), ("description", "left")],
+        [(e.name, e.kind, e.source, "here" if files.get(e.name) else "missing", e.description) for e in entries],
     )
+
+
+def _model_files(names: Iterable[str]) -> dict[str, Path | None]:
+    """Where the model file of each preset lies; None for one that is missing or whose preset is at fault."""
+    from sdxl_cli.places import models_folders
+    from sdxl_core.checkpoints.find import list_files
+    from sdxl_core.presets import load_preset
+
+    here = {file.path.name: file.path for file in list_files(models_folders())}
+    found: dict[str, Path | None] = {}
+    for name in names:
+        try:
+            found[name] = here.get(load_preset(name).model.file.name)
+        except PresetError:
+            found[name] = None
+    return found
 
 
 @app.command(

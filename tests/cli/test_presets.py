@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from support_cli import Sdxl
 
 
@@ -12,6 +13,15 @@ def test_the_list_has_every_shipped_preset(sdxl: Sdxl) -> None:
     assert {"micro", "sdxl-base-1.0", "sdxl-refiner-1.0"} <= set(names)
     entries = json.loads(sdxl("presets", "list", "--json").out)
     assert [entry["name"] for entry in entries] == names
+    assert all(entry["model_file"] is None for entry in entries if entry["name"].startswith("sdxl-"))
+
+
+def test_the_list_says_which_model_files_are_here(sdxl: Sdxl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "sd_xl_refiner_1.0.safetensors").touch()
+    monkeypatch.setenv("SDXL_MODELS", str(tmp_path / "models"))
+    lines = {line.split()[0]: line.split()[3] for line in sdxl("presets", "list").out.splitlines()[1:]}
+    assert (lines["sdxl-refiner-1.0"], lines["sdxl-base-1.0"]) == ("here", "missing")
 
 
 def test_each_value_says_where_it_came_from(sdxl: Sdxl, tmp_path: Path) -> None:
