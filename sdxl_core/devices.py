@@ -13,7 +13,11 @@ from sdxl_core.errors import DeviceError, MemoryExhaustedError
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
-_ALLOCATION_FAILED = re.compile(r"can't allocate memory|not enough memory|Storage size calculation overflowed")
+# What the CPU allocator, oversized shapes, oneDNN, cuBLAS and cuDNN say; none has an exception class of its own.
+_ALLOCATION_FAILED = re.compile(
+    r"can't allocate memory|not enough memory|Storage size calculation overflowed|could not create a primitive$"
+    r"|_STATUS_ALLOC_FAILED"
+)
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -94,7 +98,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def free_memory_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
     """Memory that can still be had on `device`, or None where the system does not say.
 
-    On the CPU the smaller of what the machine and what this process' control group have left.
+    On the CPU the least of what the machine, this process' control group and its limit (`ulimit -v`) have left.
 
     Args:
         device: cpu or cuda.
@@ -102,26 +106,36 @@ def free_memory_bytes(device: torch.device, root: Path = Path("/")) -> int | Non
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    available = _number(root / "proc/meminfo", r"MemAvailable:\s+(\d+) kB")
+    machine = None if available is None else available * 1024
+    known = [machine, _free_in_group(root / "sys/fs/cgroup"), _free_in_limit(root / "proc/self")]
+    return min((count for count in known if count is not None), default=None)
+
+
+def _number(file: Path, line: str) -> int | None:
+    """The number that `line` captures in a file of the system, None without one."""
     try:
-        available = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
+        match = re.search(f"^{line}", file.read_text(), re.MULTILINE)
     except OSError:
         return None
-    if available is None:
-        return None
-    group = _free_in_group(root / "sys/fs/cgroup")
-    machine = int(available[1]) * 1024
-    return machine if group is None else min(machine, group)
+    return int(match[1]) if match else None
 
 
 def _free_in_group(folder: Path) -> int | None:
     """Bytes below the limit of a control group (version 2), page cache not counted; None without a limit."""
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-        cache = re.search(r"^file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
-    except (OSError, ValueError):
+    limit, used = _number(folder / "memory.max", r"(\d+)"), _number(folder / "memory.current", r"(\d+)")
+    if limit is None or used is None:
         return None
-    return None if limit == "max" else max(0, int(limit) - used + (int(cache[1]) if cache else 0))
+    return max(0, limit - used + (_number(folder / "memory.stat", r"file (\d+)") or 0))
+
+
+def _free_in_limit(folder: Path) -> int | None:
+    """Bytes below the limit of this process' address space; None without a limit."""
+    limit, used = (
+        _number(folder / "limits", r"Max address space +(\d+)"),
+        _number(folder / "status", r"VmSize:\s+(\d+)"),
+    )
+    return None if limit is None or used is None else max(0, limit - used * 1024)
 
 
 def require_memory(needed_bytes: int, device: torch.device, doing: str, hint: str) -> None:
@@ -150,7 +164,6 @@ def memory_guard(device: torch.device, doing: str, hint: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _exhausted(device, doing, hint) from error
     except RuntimeError as error:
-        # The CPU allocator of PyTorch has no exception class of its own.
         if _ALLOCATION_FAILED.search(str(error)) is None:
             raise
         raise _exhausted(device, doing, hint) from error

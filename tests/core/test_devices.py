@@ -85,6 +85,17 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, limit: str, free: int) 
     assert free_memory_bytes(CPU, a_machine(tmp_path, 2_000, limit, 400_000, 100_000)) == free
 
 
+@pytest.mark.parametrize(("limit", "free"), [("unlimited", 2_000 * 1024), ("1000000", 1_000_000 - 900 * 1024)])
+def test_the_limit_of_the_process_counts(tmp_path: Path, limit: str, free: int) -> None:
+    machine = a_machine(tmp_path, 2_000, "max", 0, 0)
+    (machine / "proc/self").mkdir()
+    (machine / "proc/self/limits").write_text(
+        f"Max cpu time  1  1  s\nMax address space     {limit}   {limit}  bytes\n"
+    )
+    (machine / "proc/self/status").write_text("Name:\tsdxl\nVmSize:\t     900 kB\n")
+    assert free_memory_bytes(CPU, machine) == free
+
+
 def test_a_system_that_does_not_say_is_no_error(tmp_path: Path) -> None:
     assert free_memory_bytes(CPU, tmp_path) is None
 
@@ -108,7 +119,15 @@ def test_pytorch_running_out_of_memory_becomes_one_error() -> None:
         torch.empty(2**52)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
 def test_every_kind_of_running_out_is_told_alike(error: Exception) -> None:
     with pytest.raises(MemoryExhaustedError) as caught, memory_guard(CPU, "drawing", "less"):
         raise error

@@ -210,10 +210,10 @@ def test_predict_is_the_network_itself_in_float32(engine: Engine) -> None:
 
 def test_half_precision_stays_inside_the_network(checkpoint: Path, engine: Engine) -> None:
     half = load_engine(CONFIG, checkpoint, device="cpu", dtype="bfloat16")
-    x, t, cond = a_call()
+    x, t, cond = a_call(size=32)
     exact, rounded = engine.predict(x, t, cond), half.predict(x, t, cond)
     assert rounded.dtype == torch.float32
-    assert (rounded - exact).norm() < 0.03 * exact.norm()
+    assert (rounded - exact).norm() < 0.03 * exact.norm()  # rounding the weights alone gives 0.01
     # 999 and 998.5 are one number in bfloat16.
     late, later = (half.predict(x, torch.full((2,), level), cond) for level in (998.5, 999.0))
     assert not torch.equal(late, later)

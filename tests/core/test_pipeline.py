@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from sdxl_core.errors import MemoryExhaustedError, NumericsError, UsageError
 from sdxl_core.pipeline import condition, decode, decode_memory_bytes, sample
 from sdxl_core.plan import Plan
 from sdxl_core.types import Step
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +260,51 @@ def test_a_picture_that_is_never_finite_is_never_returned(spoilable: Engine) -> 
     with pytest.raises(NumericsError, match="decoded picture is not finite"):
         decode(spoilable, torch.zeros(1, 4, 2, 2))
     assert not torch.is_inference_mode_enabled()
+
+
+def test_bfloat16_decodes_to_nearly_the_same_picture(checkpoint: Path, engine: Engine) -> None:
+    half = load_engine(tiny_config(), checkpoint, device="cpu", dtype="bfloat16")
+    x = latents(engine, plan_of()) / 20
+    difference = np.abs(decode(half, x)[0].astype(int) - decode(engine, x)[0])
+    assert difference.mean() < 1.5  # levels of 255
+
+
+def test_running_out_of_memory_is_one_error_and_no_crash(checkpoint: Path) -> None:
+    code = f"""
+import resource, sys
+sys.path.insert(0, "tests")
+import torch
+from support_tiny import tiny_config
+from sdxl_core import Plan, SdxlError, decode, load_engine, sample
+engine = load_engine(tiny_config(), {str(checkpoint)!r}, device="cpu", dtype="float32")
+decode(engine, torch.zeros(1, 4, 8, 8))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 20_000_000, resource.RLIM_INFINITY))
+size = dict(size=(768, 768), original_size=(8, 8), target_size=(8, 8))
+plan = Plan(model="m", file="f", prompt="a cat", seed=0, steps=1, **size)
+for work in (lambda: list(sample(engine, [plan])), lambda: decode(engine, torch.zeros(1, 4, 96, 96))):
+    try:
+        work()
+    except SdxlError as error:
+        print(error.exit_code, error.message.split(":")[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        "5 not enough memory for a picture of 768x768",
+        "5 out of memory while decoding a picture",
+    ], done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_cuda_draws_what_the_cpu_draws(checkpoint: Path, engine: Engine, dtype: str) -> None:
+    cuda = load_engine(tiny_config(), checkpoint, device="cuda", dtype=dtype)
+    plan = plan_of(guider=GuiderConfig(name="identity"))
+    x = latents(cuda, plan)
+    assert cuda.first_stage_dtype == (torch.float32 if dtype == "float16" else torch.bfloat16)
+    assert relative(x.cpu(), latents(engine, plan)) < 0.02
+    difference = np.abs(decode(cuda, x / 20)[0].astype(int) - decode(engine, x.cpu() / 20)[0])
+    assert difference.mean() < 1.5
 
 
 def test_decoding_reports_every_picture(engine: Engine) -> None:
