@@ -83,7 +83,7 @@ class TrainConfig(Config):
     data: DataConfig
     optimizer: OptimizerConfig
     loss: LossConfig
-    metadata: dict[str, str] = {}  # written into the model file
+    metadata: dict[str, str] = Field(default_factory=dict)  # written into the model file
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "TrainConfig":

@@ -87,7 +87,8 @@ class DiffusionStage:
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean loss of one batch, every latent drawn anew from its posterior."""
         _, indexes = self.draw(generator)
-        moments = torch.stack([self.cache.moments[i] for i in indexes.tolist()]).float()
+        # Widened before they are stacked: autocast on the CPU refuses to join float16.
+        moments = torch.stack([self.cache.moments[i].float() for i in indexes.tolist()])
         mean, std = moments.chunk(2, dim=1)
         x0 = (self.scale_factor * (mean + std * torch.randn(mean.shape, generator=generator))).to(self.device)
         cond = self.condition(indexes, generator)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdxl_core.errors import CheckpointError, NumericsError, UsageError
+from sdxl_core.output import whole_file, write_whole
 from sdxl_core.training.config import OptimizerConfig, TrainConfig
 from sdxl_core.training.ema import Ema, trainable
 
@@ -131,9 +132,8 @@ class Trainer:
             "ema_updates": self.ema.updates,
             "optimizer": self.optimizer.state_dict(),
         }
-        temporary = self.run_dir / f"{STATE_FILE}.part"
-        torch.save(state, temporary)
-        temporary.replace(self.run_dir / STATE_FILE)
+        with whole_file(self.run_dir / STATE_FILE, overwrite=True) as file:
+            torch.save(state, file)
 
     def resume(self) -> bool:
         """Continue from the state in the run folder, if there is one.
@@ -183,9 +183,7 @@ class Trainer:
                 continue
             if entry["step"] <= self.step:
                 kept.append(line)
-        temporary = path.with_suffix(".part")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, "".join(line + "\n" for line in kept).encode("utf-8"), overwrite=True)
 
 
 _MAY_CHANGE = {"steps", "save_every", "log_every", "description", "compile", "precision", "metadata"}

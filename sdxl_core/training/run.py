@@ -16,6 +16,7 @@ from sdxl_core.diffusion.denoiser import Denoiser
 from sdxl_core.errors import CheckpointError
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.unet import UNet
+from sdxl_core.output import prepare_directory
 from sdxl_core.presets import load_preset
 from sdxl_core.progress import SILENT, Reporter
 from sdxl_core.training.autoencoder import AutoencoderStage
@@ -56,10 +57,11 @@ def prepare(
     Raises:
         UsageError: data that cannot be read; a run folder of another configuration.
         CheckpointError: an init file that lacks a part this stage needs, or does not fit the model.
+        OutputError: the run folder cannot be made or written to.
     """
     model = load_preset(config.model).model
     pictures = read_image_folder(data)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    prepare_directory(run_dir)
     torch.manual_seed(config.seed)
     stage = _build_stage(config, model, pictures, run_dir, init, device, reporter)
     trainer = Trainer(stage, config, run_dir, device)

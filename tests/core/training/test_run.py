@@ -112,6 +112,15 @@ def test_the_network_learns_and_frozen_parts_stay_as_they_were(place: Path, tmp_
     assert torch.equal(engine.network.state_dict()[name], averaged)
 
 
+@pytest.mark.parametrize("kind", ["autoencoder", "contrastive", "diffusion"])
+def test_every_stage_runs_in_bfloat16_and_keeps_float32_weights(place: Path, tmp_path: Path, kind: str) -> None:
+    config = stage(place, kind, steps=3, precision="bfloat16")
+    trainer = prepare(config, place / "data", tmp_path, init=[place / "init.safetensors"], device=CPU)
+    for done in trainer.run():
+        assert 0 < done.loss < 10
+    assert {weight.dtype for weight in trainer.weights.values()} == {torch.float32}
+
+
 def test_latents_are_computed_once(place: Path, tmp_path: Path) -> None:
     config, init = stage(place, "diffusion", steps=3), [place / "init.safetensors"]
     prepare(config, place / "data", tmp_path, init=init, device=CPU)
