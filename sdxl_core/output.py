@@ -7,7 +7,9 @@ import os
 import platform
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sdxl_core.errors import OutputError
 
@@ -32,20 +34,20 @@ def prepare_directory(directory: Path) -> None:
             f.flush()
             os.fsync(f.fileno())
     except OSError as e:
-        raise OutputError(
-            f"cannot write to {directory}: {e.strerror or e}", hint="choose another place with -o"
-        ) from None
+        raise OutputError(f"cannot write to {directory}: {e.strerror or e}", hint="choose another place") from None
     finally:
         _remove(probe)
     _sweep(directory)
 
 
-def write_whole(path: Path, data: bytes, *, overwrite: bool = False, within: Path | None = None) -> None:
-    """Write a file so that other programs see all of it or none of it, even across a crash.
+@contextlib.contextmanager
+def whole_file(path: Path, *, overwrite: bool = False, within: Path | None = None) -> Iterator[BinaryIO]:
+    """A file that has its name once the block has ended well; else nothing is left of it, and an older one stays.
+
+    Other programs see all of it or none of it, even across a crash.
 
     Args:
         path: its parent directories are made.
-        data: the content.
         overwrite: replace a file of that name.
         within: refuse to write outside this directory, symbolic links followed.
 
@@ -58,15 +60,9 @@ def write_whole(path: Path, data: bytes, *, overwrite: bool = False, within: Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         if within is not None and not path.parent.resolve().is_relative_to(within.resolve()):
             raise OutputError(f"{path} lies outside {within}")
-        with open(temporary, "xb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _publish(temporary, path)
-        _sync_directory(path.parent)
+        with open(temporary, "xb") as file:
+            yield file
+        publish(temporary, path, overwrite=overwrite)
     except FileExistsError:
         raise NameTakenError(f"{path} exists already", hint="give another name, or --overwrite") from None
     except OSError as e:
@@ -75,25 +71,51 @@ def write_whole(path: Path, data: bytes, *, overwrite: bool = False, within: Pat
         _remove(temporary)
 
 
-def _publish(temporary: Path, path: Path) -> None:
-    """Give the finished file its name, unless another file has it."""
+def write_whole(path: Path, data: bytes, *, overwrite: bool = False, within: Path | None = None) -> None:
+    """Write `data` as one file; all else as in `whole_file`.
+
+    Raises:
+        NameTakenError: the name is taken and `overwrite` is off.
+        OutputError: the disk is full, or the directory cannot be written to.
+    """
+    with whole_file(path, overwrite=overwrite, within=within) as file:
+        file.write(data)
+
+
+def publish(finished: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a finished file its name in the same directory, once its bytes are on the disk.
+
+    Raises:
+        FileExistsError: the name is taken and `overwrite` is off.
+        OSError: the disk refused it.
+    """
+    _sync(finished)
+    if overwrite:
+        os.replace(finished, path)
+    else:
+        _take_free_name(finished, path)
+    _sync(path.parent)
+
+
+def _take_free_name(finished: Path, path: Path) -> None:
     try:
-        os.link(temporary, path, follow_symlinks=False)
+        os.link(finished, path, follow_symlinks=False)
     except OSError as e:
         if e.errno not in _NO_HARD_LINKS:
             raise
         # A file system without hard links: reserve the name, then put the finished file in its place.
         with open(path, "xb"):
             pass
-        os.replace(temporary, path)
+        os.replace(finished, path)
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Bring the bytes of a file, or the names in a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as e:
-        if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # directories of some network file systems
             raise
     finally:
         os.close(descriptor)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_core.checkpoints.header import open_checkpoint
-from sdxl_core.errors import CheckpointError
+from sdxl_core.errors import CheckpointError, OutputError
+from sdxl_core.output import write_whole
 from sdxl_core.progress import SILENT, Reporter
 
 _CHUNK_BYTES = 2**22
@@ -73,9 +74,5 @@ def _recall(path: Path, known: dict[str, Any], cache: Path | None) -> str | None
 def _remember(path: Path, facts: dict[str, Any], cache: Path | None) -> None:
     if cache is None:
         return
-    with contextlib.suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-        entry = _entry(path, cache)
-        temporary = entry.with_suffix(f".{os.getpid()}.part")
-        temporary.write_text(json.dumps(facts), encoding="utf-8")
-        os.replace(temporary, entry)
+    with contextlib.suppress(OutputError):
+        write_whole(_entry(path, cache), json.dumps(facts).encode("utf-8"), overwrite=True)

@@ -6,7 +6,6 @@ session, with its names, its token and its endpoint.
 
 import contextlib
 import errno
-import os
 import re
 import shutil
 import time
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdxl_core.checkpoints.hashing import file_hash, remember_hash
-from sdxl_core.checkpoints.save import sync_folder
 from sdxl_core.config import ModelFile
 from sdxl_core.errors import CheckpointError
+from sdxl_core.output import publish
 from sdxl_core.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -83,8 +82,7 @@ def pull_file(
             except CheckpointError:
                 part.unlink(missing_ok=True)
                 raise
-            os.replace(part, target)
-            sync_folder(folder)
+            publish(part, target, overwrite=True)
             if source.sha256 is not None:
                 remember_hash(target, source.sha256, hash_cache)
     return target

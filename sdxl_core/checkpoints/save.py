@@ -1,18 +1,15 @@
 """Tensors into a safetensors file that appears whole or not at all."""
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from sdxl_core.checkpoints.header import DTYPE_BITS
 from sdxl_core.checkpoints.load import TORCH_DTYPES
-from sdxl_core.errors import OutputError
+from sdxl_core.output import whole_file
 from sdxl_core.progress import SILENT, Reporter
 
 FORMAT_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -29,7 +26,7 @@ def save_weights(
     """Write tensors as one safetensors file; the same tensors give the same bytes. Holds one tensor's copy at a time.
 
     Args:
-        path: the file to make or replace; its folder must exist.
+        path: the file to make or replace; its folder is made if need be.
         tensors: key -> tensor on any device.
         dtype: of floating-point tensors on disk; None keeps each one's.
         metadata: text pairs for the header.
@@ -53,7 +50,7 @@ def save_weights(
     header += b" " * (-len(header) % 8)
     reporter.start(f"writing {path.name}", end, "B")
     try:
-        with atomic_file(path) as file:
+        with whole_file(path, overwrite=True) as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for key in keys:
                 raw = tensors[key].detach().to("cpu", stored[key]).contiguous().reshape(-1).view(torch.uint8)
@@ -61,37 +58,3 @@ def save_weights(
                 reporter.advance(raw.numel())
     finally:
         reporter.finish()
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name, from an older one if need be, when the block ends well, and else leaves nothing.
-
-    Raises:
-        OutputError: the disk refused it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems cannot
-            os.fsync(handle)
-    finally:
-        os.close(handle)

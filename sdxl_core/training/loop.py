@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sdxl_core.errors import CheckpointError, NumericsError, UsageError
+from sdxl_core.errors import CheckpointError, NumericsError, OutputError, UsageError
 from sdxl_core.output import whole_file, write_whole
 from sdxl_core.training.config import OptimizerConfig, TrainConfig
 from sdxl_core.training.ema import Ema, trainable
@@ -81,6 +81,7 @@ class Trainer:
 
         Raises:
             NumericsError: the loss is not finite; the last saved state is still good.
+            OutputError: the state or the log cannot be written.
         """
         config = self.config
         self._trim_log()
@@ -123,7 +124,11 @@ class Trainer:
         return done
 
     def save(self) -> None:
-        """Write the whole state; the file is replaced in one move, never left half written."""
+        """Write the whole state; the file is replaced in one move, never left half written.
+
+        Raises:
+            OutputError: the disk refused it; the state saved before is still there.
+        """
         state = {
             "step": self.step,
             "config": self.config.model_dump_json(),
@@ -133,7 +138,13 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
         with whole_file(self.run_dir / STATE_FILE, overwrite=True) as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:
+                # torch loses count when the disk refuses a write, and complains of that instead.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def resume(self) -> bool:
         """Continue from the state in the run folder, if there is one.
@@ -167,8 +178,12 @@ class Trainer:
     def _log(self, done: TrainStep) -> None:
         line = {"step": done.step, "loss": done.loss, **done.values}
         line |= {"learning_rate": done.learning_rate, "elapsed_s": round(done.elapsed_s, 2)}
-        with (self.run_dir / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.run_dir / LOG_FILE
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
     def _trim_log(self) -> None:
         """Drop lines of steps that a kill has undone, so that the log reads as one run."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sdxl_core.errors import OutputError
-from sdxl_core.output import NameTakenError, prepare_directory, write_whole
+from sdxl_core.output import NameTakenError, prepare_directory, whole_file, write_whole
 
 
 def test_a_file_is_written_with_the_usual_mode_and_nothing_else(tmp_path: Path) -> None:
@@ -64,6 +64,22 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
         write_whole(tmp_path / "a.png", b"new")
     assert (tmp_path / "a.png").read_bytes() == b"abc"
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_break_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+
+    def broken_off() -> None:
+        with whole_file(path, overwrite=True) as file:
+            file.write(b"new")
+            file.flush()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from support_reporter import Recorder
 
 from sdxl_core.checkpoints.header import read_header
-from sdxl_core.checkpoints.save import atomic_file, save_weights
+from sdxl_core.checkpoints.save import save_weights
 from sdxl_core.errors import OutputError
 
 TENSORS = {
@@ -67,21 +67,6 @@ def test_a_file_takes_the_place_of_the_old_one_and_the_mode_of_the_umask(tmp_pat
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
-def test_a_break_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(b"old")
-
-    def broken_off() -> None:
-        with atomic_file(path) as file:
-            file.write(b"new")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        broken_off()
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["x"]
-
-
 def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
@@ -91,8 +76,3 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == []
-
-
-def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="No such file or directory"):
-        save_weights(tmp_path / "none" / "x.safetensors", {"a": torch.zeros(1)})

@@ -1,4 +1,6 @@
 import json
+import os
+import resource
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +10,7 @@ import torch
 from support_training import train_config
 from torch import Tensor, nn
 
-from sdxl_core.errors import CheckpointError, NumericsError, UsageError
+from sdxl_core.errors import CheckpointError, NumericsError, OutputError, UsageError
 from sdxl_core.training.config import OptimizerConfig, TrainConfig
 from sdxl_core.training.loop import LOG_FILE, STATE_FILE, Trainer, learning_rate
 
@@ -115,6 +117,21 @@ def test_a_broken_state_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).write_bytes(b"not a state")
     with pytest.raises(CheckpointError, match="cannot resume"):
         Trainer(Regression(), train_config("autoencoder"), tmp_path, CPU).resume()
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_saved_state(tmp_path: Path) -> None:
+    config = train_config("autoencoder")
+    trainer = run(tmp_path, config)
+    before = (tmp_path / STATE_FILE).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OutputError, match=r"state\.pt: File too large"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == [LOG_FILE, STATE_FILE]
 
 
 def test_learning_rate_warms_up_and_follows_the_cosine() -> None:
