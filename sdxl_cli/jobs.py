@@ -13,7 +13,7 @@ from sdxl_cli.flags import GenFlags
 from sdxl_cli.options import full_dtype, parse_aspect, parse_choice, parse_crop, parse_size
 from sdxl_cli.places import models_folders
 from sdxl_cli.prompts import gather_prompts
-from sdxl_core.checkpoints.check import check_model
+from sdxl_core.checkpoints.check import check_model, differences
 from sdxl_core.checkpoints.detect import Detection, detect
 from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.header import read_header
@@ -113,7 +113,7 @@ def _choose_model(flags: GenFlags, console: Console) -> tuple[Preset, Path | Non
         preset = _load(flags.preset or _preset_for(found), overrides)
         if found.kind != preset.model.kind:
             check_model(header, preset.model, {})
-        console.note(f"{path.name}: {found.title}: {found.reason}")
+        console.note(f"{path.name} is {found.title} ({found.reason})")
         return preset, path
     name = flags.preset
     if name is None:
@@ -146,13 +146,11 @@ def _published(name: str, folders: Sequence[Path]) -> bool:
 
 def _preset_for(found: Detection) -> str:
     """The preset whose network is the file's; the published base where none is, whose loading will then say why."""
-    network = found.network
     for entry in list_presets():
-        if network is None or entry.kind != "model":
+        if entry.kind != "model":
             continue
         model = load_preset(entry.name).model
-        keys = ("model_channels", "in_channels", "out_channels", "context_dim", "adm_in_channels")
-        if model.kind == found.kind == "base" and all(getattr(network, k) == getattr(model.network, k) for k in keys):
+        if model.kind == found.kind == "base" and not differences(found, model):
             return entry.name
     return DEFAULT_PRESET
 

@@ -63,10 +63,10 @@ def check_model(header: Header, model: ModelConfig, expected: Shapes, unused: Co
             f"{header.path}: preset {model.name} needs an SDXL {model.kind}, this is {found.title} ({found.reason})",
             hint=_ADVICE.get(found.kind, "give an SDXL base or refiner as one .safetensors file"),
         )
-    differences = _differences(found, model)
-    if differences:
+    unlike = differences(found, model)
+    if unlike:
         raise CheckpointError(
-            f"{header.path}: not the network of preset {model.name}: {', '.join(differences)}",
+            f"{header.path}: not the network of preset {model.name}: {', '.join(unlike)}",
             hint="choose the preset that describes this file",
         )
     return check_keys(header, expected, unused=unused)
@@ -88,8 +88,8 @@ def first_stage_prefix(header: Header) -> str:
     )
 
 
-def _differences(found: Detection, model: ModelConfig) -> list[str]:
-    """The numbers in which the file's network is not the preset's."""
+def differences(found: Detection, model: ModelConfig) -> list[str]:
+    """In what the network of a file of the model's kind is not the preset's, `KEY x instead of y` each."""
     keys = ("model_channels", "in_channels", "out_channels", "context_dim", "adm_in_channels")
     pairs = [(key, getattr(found.network, key), getattr(model.network, key)) for key in keys]
     if found.prediction is not None:

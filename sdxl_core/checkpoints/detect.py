@@ -217,13 +217,13 @@ def _vector(facts: _Facts) -> bool:
 def _base(facts: _Facts) -> str | None:
     if not _vector(facts) or not (facts.clip and facts.open_clip(1)):
         return None
-    return f"two text encoders, {facts.widths}: SDXL base"
+    return f"two text encoders, {facts.widths}"
 
 
 def _refiner(facts: _Facts) -> str | None:
     if not _vector(facts) or not facts.open_clip(0):
         return None
-    return f"one text encoder, {facts.widths}: SDXL refiner"
+    return f"one text encoder, {facts.widths}"
 
 
 def _unet_only(facts: _Facts) -> str | None:
@@ -271,7 +271,9 @@ SIGNATURES: tuple[_Signature, ...] = (
 """Tried in this order; the first that gives a reason names the file."""
 
 
+# At most four digits: a file may hold any text, and Python refuses to read a number of thousands of them.
 _BLOCK = r"(input_blocks\.\d{1,4}|middle_block)\.\d{1,4}\.(in_layers|transformer_blocks\.\d{1,4})\..*"
+_PREDICTIONS: Mapping[str, Literal["eps", "v"]] = {"epsilon": "eps", "v": "v"}
 
 
 def _network(header: Header, prefix: str) -> NetworkNumbers | None:
@@ -285,9 +287,7 @@ def _network(header: Header, prefix: str) -> NetworkNumbers | None:
     out_channels = size("out.2.weight", 0)
     if model_channels is None or in_channels is None or out_channels is None:
         return None
-    block = re.compile(
-        re.escape(prefix) + r"(input_blocks\.\d+|middle_block)\.\d+\.(in_layers|transformer_blocks\.\d+)\..*"
-    )
+    block = re.compile(re.escape(prefix) + _BLOCK, re.ASCII)
     depths: dict[str, int] = {}
     contexts = set()
     for key, info in header.tensors.items():
@@ -317,5 +317,4 @@ def _prediction(facts: _Facts) -> Literal["eps", "v", "edm"] | None:
         return "edm"
     if "v_pred" in facts.header.tensors:
         return "v"
-    written = facts.header.metadata.get("modelspec.prediction_type", "").lower()
-    return {"epsilon": "eps", "v": "v"}.get(written)  # type: ignore[return-value]
+    return _PREDICTIONS.get(facts.header.metadata.get("modelspec.prediction_type", "").lower())

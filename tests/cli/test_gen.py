@@ -250,7 +250,7 @@ def test_with_the_published_file_sdxl_is_the_choice(
 def test_a_model_file_is_said_to_be_what_it_is(gen: Sdxl, sdxl: Sdxl, tiny_folder: Path) -> None:
     result = gen("a cat", "--seed", 7, "--model", "tiny_base")
     assert result.code == 0
-    assert "tiny_base.safetensors: an SDXL base: two text encoders" in result.err
+    assert "tiny_base.safetensors is an SDXL base (two text encoders, label_emb" in result.err
 
 
 def test_another_vae_is_used_and_recorded(gen: Sdxl) -> None:

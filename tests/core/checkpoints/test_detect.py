@@ -147,3 +147,11 @@ def test_absurd_names_are_no_crash(tmp_path: Path) -> None:
         "label_emb.0.0.weight": [3],
     }
     assert kind_of(tmp_path, shapes).kind == "unknown"
+
+
+def test_a_block_number_of_thousands_of_digits_is_no_block(tmp_path: Path) -> None:
+    odd = {f"{UNET}input_blocks.{'9' * 5000}.0.in_layers.0.weight": [1]}
+    found = kind_of(tmp_path, base() | odd)
+    assert found.kind == "base"
+    assert found.network is not None
+    assert found.network.depths == (0, 0, 2, 2, 10, 10)
