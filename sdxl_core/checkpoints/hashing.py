@@ -35,7 +35,7 @@ def file_hash(path: Path, *, cache: Path | None = None, reporter: Reporter = SIL
         digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
         reporter.start(f"hashing {path.name}", known["bytes"], "B")
         try:
-            while count := file.readinto(buffer):  # type: ignore[attr-defined]
+            while count := file.readinto(buffer):
                 digest.update(buffer[:count])
                 reporter.advance(count)
         except OSError as error:

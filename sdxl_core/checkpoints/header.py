@@ -11,9 +11,10 @@ import stat
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from sdxl_core.errors import CheckpointError
 
@@ -92,7 +93,7 @@ def readable(name: str) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def open_checkpoint(path: str | Path) -> BinaryIO:
+def open_checkpoint(path: str | Path) -> FileIO:
     """Open a regular file for reading, unbuffered; never waits on a pipe or a device.
 
     Raises:
@@ -129,15 +130,11 @@ def read_header(path: str | Path) -> Header:
         raw = _read_all(file, length)
     if len(raw) < length:
         raise CheckpointError(f"{path}: shrank while it was read", hint="wait until it is written, then try again")
-    return parse_header(raw, path, size)
+    return _parse(raw, path, size)
 
 
-def parse_header(raw: bytes, path: Path, file_bytes: int) -> Header:
-    """Check the JSON part of a file of `file_bytes` bytes; `path` is only named in errors.
-
-    Raises:
-        CheckpointError: the header is not sound, or does not describe exactly the bytes that follow it.
-    """
+def _parse(raw: bytes, path: Path, file_bytes: int) -> Header:
+    """Check that the JSON part is sound and describes exactly the bytes that follow it."""
     if raw.count(b'"data_offsets"') > MAX_TENSORS:
         _broken(path, f"names more than {MAX_TENSORS} tensors")
     table = _json(raw, path)
@@ -169,11 +166,7 @@ _NOT_SAFETENSORS = "convert it to .safetensors with a tool you trust; pickles ca
 _WEB_PAGE = ("a web page: the download went wrong", "fetch the file again, logged in if the site asks for it")
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git-LFS pointer, not the model itself", "run `git lfs pull` in that repository"),
-    (
-        b"<!doctype html",
-        "a web page: the download went wrong",
-        "fetch the file again, logged in if the site asks for it",
-    ),
+    (b"<!doctype html", *_WEB_PAGE),
     (b"<html", *_WEB_PAGE),
     (b"pk\x03\x04", "a PyTorch pickle or another zip archive", _NOT_SAFETENSORS),
     (b"\x80\x02", "a Python pickle", _NOT_SAFETENSORS),
@@ -205,7 +198,7 @@ def _header_length(path: Path, start: bytes, size: int) -> int:
     return length
 
 
-def _read_all(file: BinaryIO, length: int) -> bytes:
+def _read_all(file: FileIO, length: int) -> bytes:
     parts: list[bytes] = []
     while length and (part := file.read(length)):
         parts.append(part)

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ def _check_filled(module: nn.Module) -> None:
 class _Reader:
     """Reads tensors of one open file; holds the staging memory for what cannot be read in place."""
 
-    def __init__(self, file: BinaryIO, header: Header, device: torch.device, reporter: Reporter) -> None:
+    def __init__(self, file: FileIO, header: Header, device: torch.device, reporter: Reporter) -> None:
         self.file, self.header, self.device, self.reporter = file, header, device, reporter
         self.cuda = device.type == "cuda"
         self.stages: list[Tensor] = []
@@ -208,7 +208,7 @@ class _Reader:
         try:
             self.file.seek(position)
             while view.nbytes:
-                count = self.file.readinto(view)  # type: ignore[attr-defined]
+                count = self.file.readinto(view)
                 if not count:
                     raise CheckpointError(f"{self.header.path}: shrank while it was read", hint="fetch the file again")
                 view = view[count:]

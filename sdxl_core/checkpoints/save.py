@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdxl_core.checkpoints.header import DTYPE_BITS
 from sdxl_core.checkpoints.load import TORCH_DTYPES
 from sdxl_core.output import whole_file
 from sdxl_core.progress import SILENT, Reporter
 
-FORMAT_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+_FORMAT_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def save_weights(
@@ -42,8 +41,7 @@ def save_weights(
     end = 0
     for key in keys:
         size = tensors[key].numel() * stored[key].itemsize
-        name = FORMAT_NAMES[stored[key]]
-        assert DTYPE_BITS[name] == 8 * stored[key].itemsize
+        name = _FORMAT_NAMES[stored[key]]
         table[key] = {"dtype": name, "shape": list(tensors[key].shape), "data_offsets": [end, end + size]}
         end += size
     header = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

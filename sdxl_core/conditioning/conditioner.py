@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sdxl_core.conditioning.embedders import ConcatTimestepEmbedderND
 from sdxl_core.conditioning.request import ConditionRequest
-from sdxl_core.conditioning.text import IGNORED_KEYS, ClipText, OpenClipText, TextFeatures, TextTower, dropped
+from sdxl_core.conditioning.text import ClipText, OpenClipText, TextFeatures, TextTower, dropped
 from sdxl_core.conditioning.tokenizer import Tokenizer
 from sdxl_core.config import ClipTextConfig, ConditionerConfig, EmbedderConfig, OpenClipTextConfig, SizeEmbedderConfig
 from sdxl_core.types import Conditioning
@@ -27,8 +27,8 @@ def _build_embedder(config: EmbedderConfig) -> nn.Module:
 class Conditioner(nn.Module):
     """A list of embedders; token features join `crossattn`, flat features join `vector`, in the order of the config.
 
-    Parameters are named as in the published file under `conditioner.`; `ignored_keys` are the entries of that file
-    that are no weights. Build it on the meta device to load weights, or use its fresh ones to train.
+    Parameters are named as in the published file under `conditioner.`. Build it on the meta device to load weights, or
+    use its fresh ones to train.
 
     Args:
         config: the embedders.
@@ -49,26 +49,8 @@ class Conditioner(nn.Module):
         """The text towers, in the order of the config."""
         return tuple(e for e in self.embedders if isinstance(e, get_args(TextTower)))
 
-    @property
-    def ignored_keys(self) -> frozenset[str]:
-        """State-dict keys that a published file may have besides ours, and that are not loaded."""
-        clips = [i for i, e in enumerate(self.embedders) if isinstance(e, ClipText)]
-        return frozenset(f"embedders.{i}.{key}" for i in clips for key in IGNORED_KEYS)
-
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fresh weights for all towers, from `generator` or the global one."""
-        for tower in self.towers:
-            tower.init_weights(generator)
-
-    def overflow(self, request: ConditionRequest) -> int:
-        """Tokens that the prompt is too long by, in the tower where it is longest; `forward` leaves them out.
-
-        0 when everything is read. Whoever calls `forward` with a longer prompt tells the user.
-        """
-        return max(tokenizer.overflow(_prompt_of(request, tokenizer)) for tokenizer in self.tokenizers)
-
     def token_ids(self, requests: Sequence[ConditionRequest]) -> tuple[Tensor, ...]:
-        """(b, 77) int64 on the CPU for each text tower."""
+        """(b, 77) int64 on the CPU for each text tower; what is too long is left out, see `plan.token_report`."""
         return tuple(
             torch.tensor([tokenizer.padded(_prompt_of(request, tokenizer)) for request in requests])
             for tokenizer in self.tokenizers

@@ -13,9 +13,6 @@ from torch.nn import functional as F
 from sdxl_core.conditioning.tokenizer import CONTEXT_LENGTH, END, VOCABULARY_SIZE
 from sdxl_core.config import ClipTextConfig, OpenClipTextConfig
 
-IGNORED_KEYS = frozenset({"transformer.text_model.embeddings.position_ids"})
-"""Entries of a published ViT-L tower that are no weights: the numbers 0..76 as int64."""
-
 
 @dataclass(frozen=True, slots=True)
 class TextFeatures:

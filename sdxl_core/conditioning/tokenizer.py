@@ -173,15 +173,11 @@ class Tokenizer:
         """Tokens of the prompt, without the start and the end token."""
         return len(self.encode(text))
 
-    def overflow(self, text: str) -> int:
-        """How many tokens of the prompt do not fit between the start and the end token, 0 when it fits.
-
-        `padded` leaves these out; whoever calls it tells the user.
-        """
-        return max(0, self.count(text) - MAX_TOKENS)
-
     def padded(self, text: str) -> list[int]:
-        """Exactly 77 ids: start, at most 75 tokens, end, padding (the end token for ViT-L, 0 for ViT-bigG)."""
+        """Exactly 77 ids: start, at most 75 tokens, end, padding (the end token for ViT-L, 0 for ViT-bigG).
+
+        Whoever calls it with a longer prompt tells the user.
+        """
         ids = [START, *self.encode(text)[:MAX_TOKENS], END]
         return ids + [self.pad_token] * (CONTEXT_LENGTH - len(ids))
 

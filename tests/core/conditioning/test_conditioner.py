@@ -62,8 +62,9 @@ def test_keys_and_shapes_are_those_of_the_published_file(kind: Kind) -> None:
     with torch.device("meta"):
         conditioner = Conditioner(config_of(kind, tiny=False))
     ours = {key: tuple(value.shape) for key, value in conditioner.state_dict().items()}
-    assert conditioner.ignored_keys <= set(published)
-    assert ours == {key: shape for key, shape in published.items() if key not in conditioner.ignored_keys}
+    # The base's file has this key too; it is no weight.
+    published.pop("embedders.0.transformer.text_model.embeddings.position_ids", None)
+    assert ours == published
 
 
 @pytest.mark.parametrize(("kind", "width", "vector"), [("base", 2048, 2816), ("refiner", 1280, 2560)])
@@ -206,13 +207,6 @@ def test_dropout_is_told_by_the_generator_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
     assert all((kept > 0).all() for kept in ones_through(conditioner, 64, None))
-
-
-def test_overflow_is_that_of_the_longest_prompt(base: Conditioner) -> None:
-    assert base.overflow(ConditionRequest("cat " * 75)) == 0
-    assert base.overflow(ConditionRequest("cat " * 80)) == 5
-    assert base.overflow(ConditionRequest("cat " * 80, "dog " * 100)) == 25
-    assert base.overflow(ConditionRequest("cat", "dog " * 100)) == 25
 
 
 def test_output_follows_the_dtype_of_the_towers() -> None:

@@ -76,13 +76,13 @@ def test_padding(rules: Rules, pad: int) -> None:
     assert Tokenizer(rules).padded("a cat") == [START, 320, 2368, END] + [pad] * 73
 
 
-@pytest.mark.parametrize(("words", "lost"), [(0, 0), (74, 0), (75, 0), (76, 1), (200, 125)])
-def test_overflow_counts_what_padding_leaves_out(words: int, lost: int) -> None:
+@pytest.mark.parametrize(("words", "read"), [(0, 0), (74, 74), (75, 75), (76, 75), (200, 75)])
+def test_padding_reads_75_tokens_and_no_more(words: int, read: int) -> None:
     tokenizer, prompt = Tokenizer(), "cat " * words
-    assert (tokenizer.count(prompt), tokenizer.overflow(prompt)) == (words, lost)
+    assert tokenizer.count(prompt) == words
     padded = tokenizer.padded(prompt)
     assert len(padded) == 77
-    assert padded.count(2368) == words - lost
+    assert padded.count(2368) == read
     assert padded[min(words, 75) + 1] == END
 
 
