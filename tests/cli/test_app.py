@@ -107,6 +107,45 @@ def test_what_must_be_instant_starts_without_torch(tmp_path: Path, tiny_folder: 
     assert float(reports[0].rpartition(" ")[2]) < 0.6
 
 
+OPENED = """
+import sys
+opened = []
+sys.addaudithook(lambda event, given: opened.append(str(given[0])) if event == "open" else None)
+import sdxl_cli.__main__, sdxl_core.presets
+print(*(name for name in opened if name.endswith("entry_points.txt")))
+"""
+
+
+def test_no_package_is_searched_for_plugins(tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if key != "PYDANTIC_DISABLE_PLUGINS"}
+    done = subprocess.run(
+        [sys.executable, "-c", OPENED],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**env, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.split() == []
+
+
+def test_completion_leaves_torch_out(tmp_path: Path, tiny_folder: Path) -> None:
+    words = "sdxl gen --sampler dpmpp_2"
+    completing = {"_SDXL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "sdxl_cli"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **completing},
+    )
+    assert "dpmpp_2m" in done.stdout.split()
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "sdxl_core.diffusion.samplers" in imported
+    assert imported.isdisjoint({"torch", "transformers", "open_clip", "huggingface_hub", "scipy"})
+
+
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
