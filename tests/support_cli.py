@@ -1,6 +1,5 @@
-"""What the tests of the command line share: the outcome of a run, and presets written on the spot."""
+"""What the tests of the command line share: the outcome of a run."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,3 @@ class Result:
 
 
 Sdxl = Callable[..., Result]
-
-
-def toml_value(value: object) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {toml_value(v)}" for key, v in value.items() if v is not None) + "}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(toml_value, value))}]"
-    return json.dumps(value)

@@ -49,9 +49,3 @@ def randomize(module: nn.Module, seed: int = 0, std: float = 0.2) -> nn.Module:
             centre = 1.0 if name.endswith("weight") and parameter.ndim == 1 else 0.0
             parameter.copy_(centre + std * torch.randn(parameter.shape, generator=generator))
     return module
-
-
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest difference over the largest value of the reference."""
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())

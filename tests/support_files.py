@@ -1,14 +1,27 @@
-"""Safetensors files made by hand: sound ones, sparse ones of any size, and broken ones."""
+"""Safetensors files made by hand: sound ones, sparse ones of any size, and broken ones; and a disk that is full."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sdxl_core.checkpoints.header import DTYPE_BITS
 
 MANIFESTS = Path(__file__).parent / "data" / "manifests"
+
+
+@contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """No file can grow beyond `count` bytes: what a full disk is to a program."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def header_table(shapes: Mapping[str, Sequence[int]], dtype: str = "F16") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A model of SDXL's shape that fits in a test: its config, and files of random weights in the original key layout."""
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Literal
@@ -58,6 +59,20 @@ def tiny_config(kind: Literal["base", "refiner"] = "base") -> ModelConfig:
         ),
         first_stage=FirstStageConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1),
     )
+
+
+def write_preset(path: Path, config: ModelConfig, rest: str = "") -> Path:
+    """Write a model preset, followed by more TOML, and return its path."""
+    path.write_text(f"model = {_toml(config.model_dump())}\n{rest}")
+    return path
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items() if v is not None) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value)
 
 
 def tiny_tensors(kind: Literal["base", "refiner"] = "base", seed: int = 0) -> dict[str, Tensor]:

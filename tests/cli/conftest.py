@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from support_cli import Result, Sdxl, toml_value
-from support_tiny import tiny_config, write_tiny_checkpoint
+from support_cli import Result, Sdxl
+from support_tiny import tiny_config, write_preset, write_tiny_checkpoint
 
 from sdxl_cli.boundary import run
 
@@ -16,9 +16,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("base", "refiner"):
         config = tiny_config(kind)
         write_tiny_checkpoint(folder / config.file.name, kind)
-        (folder / f"tiny-{kind}.toml").write_text(
-            f"model = {toml_value(config.model_dump())}\n[recipe]\nsteps = 3\nguider = {{scale = 4.0}}\n"
-        )
+        write_preset(folder / f"tiny-{kind}.toml", config, "[recipe]\nsteps = 3\nguider = {scale = 4.0}\n")
     return folder
 
 

@@ -2,17 +2,18 @@
 
 import json
 import os
-import resource
 import struct
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support_cli import Result, Sdxl, toml_value
-from support_tiny import tiny_config
+from support_cli import Result, Sdxl
+from support_files import room_for
+from support_tiny import tiny_config, write_preset
 
 from sdxl_core.conditioning.tokenizer import Tokenizer
+from sdxl_core.config import ModelFile
 
 
 def refused(result: Result, code: int, *words: str) -> None:
@@ -197,9 +198,8 @@ def test_weights_that_are_not_finite_write_no_picture(tiny_folder: Path, sdxl: S
     tensors = load_file(tiny_folder / "tiny_base.safetensors")
     tensors["model.diffusion_model.out.2.bias"][0] = float("nan")
     save_file(tensors, "nan.safetensors")
-    config = tiny_config().model_dump()
-    config["file"]["name"] = "./nan.safetensors"
-    Path("nan.toml").write_text(f"model = {toml_value(config)}\nrecipe = {{steps = 2}}\n")
+    config = tiny_config().model_copy(update={"file": ModelFile(name="./nan.safetensors")})
+    write_preset(Path("nan.toml"), config, "recipe = {steps = 2}\n")
     result = sdxl("gen", "a cat", "-n", 2, "-b", 2, "--seed", 7, "--preset", "./nan.toml", "--device", "cpu")
     assert (result.code, result.out) == (1, "")
     assert result.err.count("error: picture ") == 2
@@ -234,11 +234,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(ge
 
 
 def test_a_disk_that_fills_up_leaves_nothing_half_written(gen: Sdxl) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    try:
+    with room_for(8192):
         result = gen("a cat", "-n", 3)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     refused(result, 1, "cannot write outputs/00001-", "File too large")
     assert os.listdir("outputs") == []

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support_cli import Sdxl, toml_value
+from support_cli import Sdxl
 from support_hub import Hub, running
-from support_tiny import tiny_config
+from support_tiny import tiny_config, write_preset
+
+from sdxl_core.config import ModelFile
 
 CONTENT = bytes(range(256)) * 8000
 REPO = "someone/tiny"
@@ -20,9 +22,8 @@ REPO = "someone/tiny"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     sha256 = hashlib.sha256(CONTENT).hexdigest()
-    config = tiny_config().model_dump()
-    config["file"] = {"name": "tiny.safetensors", "repo": REPO, "bytes": len(CONTENT), "sha256": sha256}
-    Path("tiny.toml").write_text(f"model = {toml_value(config)}\n")
+    file = ModelFile(name="tiny.safetensors", repo=REPO, bytes=len(CONTENT), sha256=sha256)
+    write_preset(Path("tiny.toml"), tiny_config().model_copy(update={"file": file}))
     monkeypatch.setenv("SDXL_MODELS", str(tmp_path / "models"))
     with running(Hub(files={f"{REPO}/tiny.safetensors": CONTENT}, etags={f"{REPO}/tiny.safetensors": sha256})) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)

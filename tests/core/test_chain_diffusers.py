@@ -19,8 +19,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from open_clip.tokenizer import SimpleTokenizer
-from support_conditioning import relative_error
 from support_diffusers import diffusers_unet, diffusers_vae
+from support_networks import relative_error
 from support_tiny import SIZE_WIDTH, tiny_config, tiny_tensors, write_tiny_checkpoint
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer

@@ -1,6 +1,5 @@
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support_files import room_for
 
 from sdxl_core.errors import OutputError
 from sdxl_core.output import NameTakenError, prepare_directory, whole_file, write_whole
@@ -83,13 +83,8 @@ def test_a_break_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(OutputError, match=r"cannot write .*a\.png: File too large"):
-            write_whole(tmp_path / "a.png", b"x" * 5000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with room_for(1000), pytest.raises(OutputError, match=r"cannot write .*a\.png: File too large"):
+        write_whole(tmp_path / "a.png", b"x" * 5000)
     assert os.listdir(tmp_path) == []
 
 

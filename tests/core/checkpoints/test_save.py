@@ -1,5 +1,4 @@
 import os
-import resource
 import stat
 from pathlib import Path
 
@@ -7,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support_files import room_for
 from support_reporter import Recorder
 
 from sdxl_core.checkpoints.header import read_header
@@ -68,11 +68,6 @@ def test_a_file_takes_the_place_of_the_old_one_and_the_mode_of_the_umask(tmp_pat
 
 
 def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(OutputError, match=r"x\.safetensors: File too large"):
-            save_weights(tmp_path / "x.safetensors", {"a": torch.zeros(4096)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with room_for(4096), pytest.raises(OutputError, match=r"x\.safetensors: File too large"):
+        save_weights(tmp_path / "x.safetensors", {"a": torch.zeros(4096)})
     assert os.listdir(tmp_path) == []

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from support_conditioning import PROMPTS, any_prompt, randomize, relative_error
+from support_conditioning import PROMPTS, any_prompt, randomize
+from support_networks import relative_error
 
 from sdxl_core.conditioning.text import OpenClipText
 from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer

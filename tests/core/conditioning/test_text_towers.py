@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 import torch
-from support_conditioning import PROMPTS, randomize, relative_error
+from support_conditioning import PROMPTS, randomize
+from support_networks import relative_error
 from torch import Tensor
 
 from sdxl_core.conditioning.text import ClipText, OpenClipText

@@ -1,12 +1,12 @@
 import json
 import os
-import resource
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from support_files import room_for
 from support_training import train_config
 from torch import Tensor, nn
 
@@ -123,13 +123,8 @@ def test_a_full_disk_is_one_error_and_leaves_the_saved_state(tmp_path: Path) -> 
     config = train_config("autoencoder")
     trainer = run(tmp_path, config)
     before = (tmp_path / STATE_FILE).read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
-    try:
-        with pytest.raises(OutputError, match=r"state\.pt: File too large"):
-            trainer.save()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with room_for(len(before) // 2), pytest.raises(OutputError, match=r"state\.pt: File too large"):
+        trainer.save()
     assert (tmp_path / STATE_FILE).read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == [LOG_FILE, STATE_FILE]
 

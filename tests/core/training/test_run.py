@@ -5,10 +5,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support_tiny import tiny_config, tiny_tensors, write_tiny_checkpoint
+from support_tiny import tiny_config, tiny_tensors, write_preset, write_tiny_checkpoint
 from support_training import train_config, write_image_folder
 
-from sdxl_core.config import ModelConfig
 from sdxl_core.engine import load_engine
 from sdxl_core.errors import CheckpointError, PresetError
 from sdxl_core.training.config import DataConfig, DiffusionLossConfig, OptimizerConfig, TrainConfig
@@ -17,23 +16,6 @@ from sdxl_core.training.presets import list_train_presets, load_train_preset
 from sdxl_core.training.run import export, prepare
 
 CPU = torch.device("cpu")
-
-
-def write_preset(path: Path, config: ModelConfig) -> Path:
-    """A model preset; JSON values of these types are TOML values."""
-    lines = ["[model]"]
-    for key, value in config.model_dump(mode="json").items():
-        if isinstance(value, str | list):
-            lines.append(f"{key} = {json.dumps(value)}")
-    for table in ("file", "network", "denoiser", "first_stage"):
-        lines.append(f"[model.{table}]")
-        values = config.model_dump(mode="json")[table]
-        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
-    for embedder in config.conditioner.embedders:
-        lines.append("[[model.conditioner.embedders]]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in embedder.model_dump(mode="json").items()]
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 @pytest.fixture(scope="module")
