@@ -61,7 +61,9 @@ class AutoencoderStage:
         with torch.no_grad():
             for name, value in self.modules.named_parameters():
                 value.copy_(weights[name])
-        standardize_latents(self.model, self.pictures[: self.loss_config.standardize_over], self.draw, self.device)
+        # Spread over the folder, which may be sorted by subject.
+        stride = -(-len(self.pictures) // self.loss_config.standardize_over)
+        standardize_latents(self.model, self.pictures[::stride], self.draw, self.device)
         return dict(self.modules.named_parameters())
 
 

@@ -38,7 +38,7 @@ class AutoencoderLossConfig(Config):
     kind: Literal["autoencoder"]
     reconstruction: Literal["l1", "l2"] = "l1"
     kl_weight: Annotated[float, Field(ge=0)] = 1e-6  # a latent value, averaged; reconstruction is a mean too
-    standardize_over: Positive = 1000  # pictures whose latents set mean and deviation in the model file
+    standardize_over: Positive = 1000  # at most so many pictures' latents set mean and deviation in the model file
 
 
 class ContrastiveLossConfig(Config):
