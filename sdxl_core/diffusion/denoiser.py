@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sdxl_core.config import DenoiserConfig
-from sdxl_core.diffusion.discretization import legacy_ddpm_table, sigma_to_timestep
+from sdxl_core.diffusion.discretization import legacy_ddpm_table, sigma_to_fractional_timestep, sigma_to_timestep
 from sdxl_core.diffusion.scaling import SCALINGS, continuous_c_noise
 from sdxl_core.types import Conditioning, Network
 
@@ -12,9 +12,9 @@ from sdxl_core.types import Conditioning, Network
 class Denoiser:
     """D(x, sigma) = c_skip x + c_out F(c_in x, c_noise, cond); costs one call of the network.
 
-    With `quantize` and the eps or v scaling, sigma is first replaced by the nearest of the trained levels, and the
-    network is told the index of that level, as in the original engine. Otherwise sigma is used as it is and the
-    network is told ln(sigma) / 4.
+    With the eps or v scaling the network is told a timestep. With `quantize`, as in the original engine, sigma is first
+    replaced by the nearest of the trained levels, and the timestep is that level's index; without, sigma is used as it
+    is, and the timestep is a fraction between two levels. With the edm scaling the network is told ln(sigma) / 4.
 
     Args:
         config: scaling, table of levels, quantization.
@@ -59,7 +59,9 @@ class Denoiser:
             index = sigma_to_timestep(sigma, self._levels)
             c_noise, level = float(index), float(self._levels[index])
         else:
-            c_noise, level = continuous_c_noise(sigma), sigma
+            level = sigma
+            edm = self.config.scaling == "edm"
+            c_noise = continuous_c_noise(sigma) if edm else sigma_to_fractional_timestep(sigma, self._levels)
         return torch.full((x.shape[0],), c_noise, dtype=x.dtype, device=x.device), level
 
     def _per_sample(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,6 +73,9 @@ class Denoiser:
             table = self.table.to(x.device, x.dtype)
             index = (level[:, None] - table).abs().argmin(dim=1)
             c_noise, level = index.to(x.dtype), table[index]
-        else:
+        elif self.config.scaling == "edm":
             c_noise = continuous_c_noise(level)
+        else:
+            fractions = [sigma_to_fractional_timestep(each, self._levels) for each in sigma.tolist()]
+            c_noise = torch.tensor(fractions, dtype=x.dtype, device=x.device)
         return c_noise, level[:, None, None, None]

@@ -132,6 +132,24 @@ def sigma_to_timestep(sigma: float, table: Sequence[float] | Float32) -> int:
     return above
 
 
+def sigma_to_fractional_timestep(sigma: float, table: Sequence[float] | Float32) -> float:
+    """Where sigma lies among the levels: linear in ln(sigma) between its two neighbours, the ends beyond the ends.
+
+    Args:
+        sigma: a noise level > 0.
+        table: ascending levels.
+
+    Source: the inverse of the interpolation that the k-diffusion family of samplers uses.
+    """
+    above = bisect_left(table, sigma)
+    if above == 0:
+        return 0.0
+    if above == len(table):
+        return float(len(table) - 1)
+    low, high = math.log(float(table[above - 1])), math.log(float(table[above]))
+    return above - 1 + (math.log(sigma) - low) / (high - low)
+
+
 def resolve_sigmas(discretization: DiscretizationConfig, n: int, denoiser: DenoiserConfig) -> tuple[float, ...]:
     """The n + 1 levels that a run of n steps walks through, decreasing, the last 0; float32 values as Python floats.
 

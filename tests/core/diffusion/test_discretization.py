@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +22,7 @@ from sdxl_core.diffusion.discretization import (
     legacy_ddpm_timesteps,
     linear_betas,
     resolve_sigmas,
+    sigma_to_fractional_timestep,
     sigma_to_timestep,
 )
 from sdxl_core.errors import ScheduleError
@@ -193,3 +194,14 @@ def test_levels_that_no_sampler_can_walk_are_refused(sigmas: tuple[float, ...]) 
 def test_neither_levels_nor_samplers_import_torch() -> None:
     code = "import sys, sdxl_core.diffusion.discretization, sdxl_core.diffusion.samplers; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_fractional_timesteps_are_those_of_diffusers() -> None:
+    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    table = legacy_ddpm_table()
+    logs = np.log(table)
+    for sigma in [*np.geomspace(0.03, 14.6, 40).tolist(), 0.001, 50.0]:
+        theirs = float(scheduler._sigma_to_t(np.float64(sigma), logs))
+        assert sigma_to_fractional_timestep(sigma, table) == pytest.approx(theirs, abs=1e-3)
+    for index in (0, 1, 500, 998, 999):
+        assert sigma_to_fractional_timestep(float(table[index]), table) == pytest.approx(index, abs=1e-9)
