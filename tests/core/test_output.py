@@ -114,11 +114,13 @@ def test_temporary_files_of_the_dead_are_swept_and_those_of_the_living_kept(tmp_
 
 
 WRITER = """
-import sys
+import signal, sys
 from pathlib import Path
 from sdxl_core.output import write_whole
+# A job in the background of a script is born deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("go", flush=True)
-for i in range(10**6):
+for i in range(10**4):
     write_whole(Path(sys.argv[1]) / f"{i}.bin", bytes([i % 256]) * 300_000)
 """
 
@@ -137,7 +139,7 @@ def test_a_killed_writer_leaves_only_whole_files(tmp_path: Path, kind: signal.Si
         writer.stdout.readline()
         time.sleep(delay)
         writer.send_signal(kind)
-        writer.wait()
+        assert writer.wait(timeout=60) != 0
         writer.stdout.close()
         prepare_directory(directory)
         for path in directory.iterdir():
