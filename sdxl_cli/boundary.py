@@ -150,6 +150,8 @@ def _usage(error: typer.TyperException) -> int:
     if possibilities:
         text = text.partition(" (Possible")[0]
         hint = f"did you mean {' or '.join(possibilities)}?"
+    if (guess := re.fullmatch(r"(No such command '.*')\. (Did you mean .*\?)", text, re.DOTALL)) is not None:
+        text, hint = guess[1], guess[2][:1].lower() + guess[2][1:]
     for pattern, plain in _PLAINER:
         text = pattern.sub(plain, text)
     print_error(text[:1].lower() + text[1:].rstrip("."), hint)

@@ -32,6 +32,11 @@ def shorten(text: str, width: int) -> str:
     return clean if len(clean) <= width else clean[: max(width - 1, 0)].rstrip() + "…"
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """`1 picture`, `2 pictures`."""
+    return f"{count} {one if count == 1 else many}"
+
+
 def has_colour(stream: TextIO) -> bool:
     """Whether to colour `stream`: a terminal, unless NO_COLOR or TERM=dumb says no; FORCE_COLOR says yes."""
     if os.environ.get("NO_COLOR"):

@@ -1,5 +1,6 @@
 """What a picture records about itself, in words."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sdxl_core.records import PARAMETERS_KEY, parse_parameters
 Pairs = list[tuple[str, str]]
 
 
-def describe_picture(console: Console, path: Path, raw: bool, as_json: bool) -> None:
+def describe_picture(console: Console, path: Path, hashed: bool, raw: bool, as_json: bool) -> None:
     """Print what a picture says about how it was made.
 
     Raises:
@@ -26,10 +27,12 @@ def describe_picture(console: Console, path: Path, raw: bool, as_json: bool) -> 
             raise UsageError(f"{path} has no parameters text")
         console.data(picture.parameters)
         return
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if hashed else None
     if as_json:
         console.json(
             {
                 "path": str(path),
+                **({} if sha256 is None else {"sha256": sha256}),
                 "kind": "picture",
                 "format": picture.format,
                 "width": picture.width,
@@ -42,6 +45,8 @@ def describe_picture(console: Console, path: Path, raw: bool, as_json: bool) -> 
         )
         return
     pairs = [("file", str(path)), ("kind", f"a picture ({picture.format}, {picture.width}x{picture.height})")]
+    if sha256 is not None:
+        pairs.append(("sha256", sha256))
     pairs += record_pairs(picture.record) if picture.record is not None else _parameter_pairs(picture)
     if picture.machine_made:
         pairs.append(("marked as", "made by a trained model (IPTC digital source type)"))
@@ -63,26 +68,47 @@ def record_pairs(record: Mapping[str, Any]) -> Pairs:
     """The chief facts of a record; whatever is missing or of another type is passed over."""
     plan = _table(record.get("plan"))
     sampler, levels, guider = (_table(plan.get(key)) for key in ("sampler", "discretization", "guider"))
-    size = plan.get("size")
     facts: list[tuple[str, object]] = [
         ("prompt", plan.get("prompt")),
         ("prompt 2", plan.get("prompt_2")),
         ("negative", plan.get("negative")),
         ("negative 2", plan.get("negative_2")),
         ("seed", plan.get("seed")),
-        ("size", f"{size[1]}x{size[0]}" if isinstance(size, list) and len(size) == 2 else None),
+        ("size", _pair(plan.get("size"))),
+        *_believed_sizes(plan),
         ("steps", plan.get("steps")),
         ("sampler", _with_options(sampler)),
         ("schedule", _with_options(levels)),
         ("guidance", _with_options(guider)),
         ("model calls", record.get("model_calls")),
         ("model", plan.get("model")),
-        *((str(w.get("role")), f"{w.get('name')} sha256 {w.get('sha256')}") for w in _tables(record.get("weights"))),
+        *(
+            (f"{w.get('role')} file", f"{w.get('name')} sha256 {w.get('sha256')}")
+            for w in _tables(record.get("weights"))
+        ),
         ("ran on", _listed(record.get("device_name"), plan.get("device"), plan.get("dtype"), plan.get("attention"))),
         ("versions", ", ".join(f"{key} {value}" for key, value in _table(record.get("versions")).items())),
         ("software", record.get("software")),
     ]
     return [(name, shorten(str(value), 2000)) for name, value in facts if value not in (None, "")]
+
+
+def _believed_sizes(plan: Mapping[str, Any]) -> Pairs:
+    """The size conditions that were set to something else than the picture's own."""
+    pairs = [
+        (name.replace("_", " "), _pair(plan.get(name)))
+        for name in ("original_size", "target_size")
+        if plan.get(name) != plan.get("size")
+    ]
+    crop = plan.get("crop_coords_top_left")
+    if isinstance(crop, list) and len(crop) == 2 and crop != [0, 0]:
+        pairs.append(("crop", f"{crop[0]},{crop[1]}"))
+    return pairs
+
+
+def _pair(size: object) -> str:
+    """[height, width] as people write it; nothing for anything else."""
+    return f"{size[1]}x{size[0]}" if isinstance(size, list) and len(size) == 2 else ""
 
 
 def _table(value: object) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import sdxl_core
 from sdxl_cli.boundary import Stopped, finishing
-from sdxl_cli.console import Console, print_error, shorten
+from sdxl_cli.console import Console, counted, print_error, shorten
 from sdxl_cli.flags import GenFlags
 from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
 from sdxl_cli.places import hash_cache
@@ -62,6 +62,9 @@ class _Tally:
     done: int = 0
     failures: list[SdxlError] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        return f"{self.done} of {counted(self.total, 'picture is', 'pictures are')} done"
+
     def exit_code(self) -> int:
         if not self.failures:
             return 0
@@ -89,11 +92,11 @@ def draw(run: Run, flags: GenFlags, console: Console) -> int:
                 files.append(("vae", run.vae_path))
             _Artist(engine, run, flags, console, view, Hashes(files), tally).draw_all()
     except Stopped as stop:
-        stop.message += f": {tally.done} of {tally.total} pictures are done"
+        stop.message += f": {tally}"
         raise
     except SdxlError as error:
         if tally.done:
-            error.message += f"; {tally.done} of {tally.total} pictures are done"
+            error.message += f"; {tally}"
         raise
     return tally.exit_code()
 
@@ -223,9 +226,8 @@ class _Artist:
 
     def _report(self, job: Job, path: Path, data: bytes, seconds: float) -> None:
         plan = job.plan
-        line = (
-            f"{self.tally.done}/{self.tally.total} seed {plan.seed}, {plan.model_calls()} model calls, {seconds:.1f} s"
-        )
+        calls = counted(plan.model_calls(), "model call", "model calls")
+        line = f"{self.tally.done}/{self.tally.total} seed {plan.seed}, {calls}, {seconds:.1f} s"
         with self.view.hidden():
             self.console.note(f"{line}: {shorten(plan.prompt, 60)}")
             if self.flags.as_json:

@@ -2,7 +2,7 @@
 
 import json
 
-from sdxl_cli.console import Console, shorten
+from sdxl_cli.console import Console, counted, shorten
 from sdxl_cli.flags import GenFlags
 from sdxl_cli.jobs import Run
 from sdxl_cli.tables import print_pairs, print_table
@@ -52,6 +52,6 @@ def _facts(run: Run, flags: GenFlags) -> list[tuple[str, str]]:
         ("sigmas", levels),
         ("guidance", "none" if plan.guider.name == "identity" else f"{plan.guider.scale:g}"),
         ("runs on", f"{plan.device}, dtype {plan.dtype}, attention {plan.attention}"),
-        ("model calls", f"{sum(g[0].model_calls() for g in groups)} in {len(groups)} batches"),
+        ("model calls", f"{sum(g[0].model_calls() for g in groups)} in {counted(len(groups), 'batch', 'batches')}"),
     ]
     return [(name, value) for name, value in facts if value]

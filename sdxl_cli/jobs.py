@@ -10,7 +10,7 @@ from typing import Any
 
 from sdxl_cli.console import Console, shorten
 from sdxl_cli.flags import GenFlags
-from sdxl_cli.options import full_dtype, parse_aspect, parse_choice, parse_crop, parse_size
+from sdxl_cli.options import check_machine, full_dtype, parse_aspect, parse_choice, parse_crop, parse_size
 from sdxl_cli.places import models_folders
 from sdxl_cli.prompts import gather_prompts
 from sdxl_core.checkpoints.check import check_model, differences
@@ -27,6 +27,7 @@ from sdxl_core.presets import Preset, list_presets, load_preset
 from sdxl_core.typed_toml import suggestion
 
 DEFAULT_PRESET, FALLBACK_PRESET = "sdxl-base-1.0", "micro"
+MOST_PICTURES = 100_000  # every one of them is planned before the first is drawn
 LATENT_SUFFIX = ".latent.safetensors"
 _SCHEDULES = {"ddpm": "legacy_ddpm", "legacy_ddpm": "legacy_ddpm", "edm": "edm"}
 _FLAG_OF = {
@@ -81,8 +82,11 @@ def resolve_run(flags: GenFlags, console: Console) -> Run:
     for name, value in (("--count", flags.count), ("--batch-size", flags.batch_size)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
+    check_machine(flags.device, flags.dtype, flags.attention)
     asked = flags.prompts or (["anything"] if flags.print_config and flags.prompts_file is None else [])
     prompts = gather_prompts(asked, flags.prompts_file)
+    if len(prompts) * flags.count > MOST_PICTURES:
+        raise UsageError(f"{len(prompts) * flags.count} pictures are too many for one run (at most {MOST_PICTURES})")
     destination = resolve_destination(flags.output, flags.format)
     preset, model_path = _choose_model(flags, console)
     vae_path = None if flags.vae is None else find_file(flags.vae, models_folders())
@@ -93,14 +97,13 @@ def resolve_run(flags: GenFlags, console: Console) -> Run:
     return Run(preset, model_path, vae_path, names, jobs)
 
 
-def recipe_table(run: Run, asked: str | None) -> dict[str, Any]:
-    """The resolved recipe, as a preset file that builds on the same model."""
-    base = run.preset.model.name if asked is None else asked
-    if base.endswith(".toml") or "/" in base:
-        base = str(Path(base).resolve())
-    recipe = run.preset.recipe.model_dump()
-    recipe["size"] = run.jobs[0].plan.size
-    return {"base": base, "recipe": recipe}
+def recipe_table(run: Run) -> dict[str, Any]:
+    """The resolved recipe, as a preset file that builds on the model alone."""
+    kind, _, name = run.preset.origins["model.name"].partition(" ")
+    plan, recipe = run.jobs[0].plan, run.preset.recipe.model_dump()
+    recipe |= {"size": plan.size}
+    recipe |= {"sampler": plan.sampler.model_dump(), "discretization": plan.discretization.model_dump()}
+    return {"base": str(Path(name).resolve()) if kind == "file" else name, "recipe": recipe}
 
 
 def _choose_model(flags: GenFlags, console: Console) -> tuple[Preset, Path | None]:

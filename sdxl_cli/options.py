@@ -7,12 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from sdxl_core.errors import UsageError
+from sdxl_core.typed_toml import suggestion
 
 Size = tuple[int, int]
 
-_SIZE = re.compile(r"(\d{1,6})[xX×](\d{1,6})")
+_SIZE = re.compile(r"0*([1-9]\d{0,5})[xX×]0*([1-9]\d{0,5})", re.ASCII)
 _PAIR = re.compile(r"(\d{1,6}),(\d{1,6})")
 _ASPECT = re.compile(r"(\d{1,6}(?:\.\d{1,6})?):(\d{1,6}(?:\.\d{1,6})?)")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?", re.ASCII)
+DTYPES = ("auto", "fp32", "fp16", "bf16")
+ATTENTIONS = ("auto", "sdpa", "cudnn", "flash", "efficient", "xformers", "math")
 _SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
@@ -92,3 +96,22 @@ def parse_choice(text: str | None, name: str) -> tuple[str | None, dict[str, flo
 def full_dtype(name: str) -> str:
     """fp16, bf16 and fp32 by their full names; anything else as it is."""
     return _SHORT_DTYPES.get(name, name)
+
+
+def check_machine(device: str, dtype: str, attention: str) -> None:
+    """Refuse names that mean nothing, which needs no torch; whether this machine has them is seen later.
+
+    Raises:
+        UsageError: with a suggestion where there is one.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise UsageError(
+            f"unknown device {device!r}{suggestion(device, ('auto', 'cpu', 'cuda'))}",
+            hint="one of: auto, cpu, cuda, cuda:N",
+        )
+    for kind, name, known, shown in (
+        ("dtype", dtype, (*DTYPES, *_SHORT_DTYPES, *_SHORT_DTYPES.values()), DTYPES),
+        ("attention backend", attention, ATTENTIONS, ATTENTIONS),
+    ):
+        if name not in known:
+            raise UsageError(f"unknown {kind} {name!r}{suggestion(name, known)}", hint=f"one of: {', '.join(shown)}")

@@ -15,6 +15,8 @@ def gather_prompts(arguments: Sequence[str], file: Path | None) -> list[str]:
     Raises:
         UsageError: there is none, a file cannot be read or is not UTF-8.
     """
+    if [*arguments, str(file)].count(STDIN) > 1:
+        raise UsageError("standard input can be read only once", hint=f"give {STDIN!r} once")
     prompts = []
     for argument in arguments:
         prompts += _lines(sys.stdin.buffer.read(), "standard input") if argument == STDIN else [argument]
@@ -42,7 +44,7 @@ def _lines(data: bytes, name: str) -> list[str]:
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         raise UsageError(
             f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at line {line}, byte {column}",
-            hint=f"convert it, for example: iconv -f latin1 -t utf-8 {name}",
+            hint="convert it, for example with: iconv -f latin1 -t utf-8",
         ) from None
     # Only \n, \r\n and \r end a line here: str.splitlines would also cut at \x0b, \x85 and others inside a prompt.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")

@@ -176,16 +176,18 @@ def resolve_destination(output: str | None, format: str | None = None) -> Destin
     Raises:
         UsageError: the template does not parse, or the name and the format disagree.
     """
-    text = DEFAULT_DIRECTORY if output is None else output
-    if not text:
+    if output == "":
         raise UsageError("--output is empty")
+    # A template is quoted for its braces, and then no shell expands the tilde.
+    text = DEFAULT_DIRECTORY if output is None else os.path.expanduser(output)
     path = Path(text)
     suffix = path.suffix.lower()
-    if suffix in _OTHER_PICTURES and not path.is_dir():
+    is_directory = os.path.isdir(path)  # Path.is_dir raises for a name that is too long
+    if suffix in _OTHER_PICTURES and not is_directory:
         raise UsageError(f"pictures cannot be written as {suffix}", hint=f"use one of {', '.join(FORMATS)}")
     known = next((name for name, suffixes in FORMATS.items() if suffix in suffixes), None)
     is_name = "{" in text or "}" in text or known is not None
-    if text.endswith(os.sep) or path.is_dir() or not is_name:
+    if text.endswith(os.sep) or is_directory or not is_name:
         return Destination(path, NameTemplate(DEFAULT_TEMPLATE), FORMATS[format or "png"][0], format or "png")
     if format is not None and known not in (None, format):
         raise UsageError(f"--format {format} disagrees with the name {path.name!r}")

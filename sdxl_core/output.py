@@ -34,7 +34,8 @@ def prepare_directory(directory: Path) -> None:
             f.flush()
             os.fsync(f.fileno())
     except OSError as e:
-        raise OutputError(f"cannot write to {directory}: {e.strerror or e}", hint="choose another place") from None
+        reason = "it is a file, not a folder" if isinstance(e, FileExistsError) else e.strerror or e
+        raise OutputError(f"cannot write to {directory}: {reason}", hint="choose another place") from None
     finally:
         _remove(probe)
     _sweep(directory)

@@ -29,7 +29,7 @@ def gen(flags: GenFlags) -> None:
     if flags.print_config:
         from sdxl_cli.toml_text import to_toml
 
-        console.data(to_toml(recipe_table(run, flags.preset)).rstrip("\n"))
+        console.data(to_toml(recipe_table(run)).rstrip("\n"))
     elif flags.dry_run:
         from sdxl_cli.dry_run import show_run
 

@@ -8,7 +8,7 @@ import typer
 from sdxl_cli.completion import complete_model
 from sdxl_cli.console import Console, print_error
 from sdxl_cli.options import Json, flag
-from sdxl_core.errors import SdxlError
+from sdxl_core.errors import SdxlError, UsageError
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -36,12 +36,13 @@ def inspect(
     A name without a path is looked for in the models folders too.
     """
     console = Console()
-    failures = []
-    for number, file in enumerate(files):
-        if number and not as_json and not raw:
-            console.data("")
+    failures, shown = [], False
+    for file in files:
         try:
+            if shown and not as_json and not raw:
+                console.data("")
             _inspect(console, file, hashed, tensors, raw, as_json)
+            shown = True
         except SdxlError as error:
             if len(files) == 1:
                 raise
@@ -60,7 +61,9 @@ def _inspect(console: Console, file: str, hashed: bool, tensors: bool, raw: bool
 
     path = find_file(file, models_folders())
     if picture_format(_first_bytes(path)) is not None:
-        describe_picture(console, path, raw, as_json)
+        describe_picture(console, path, hashed, raw, as_json)
+    elif raw:
+        raise UsageError(f"{path} is no picture, and only pictures have a parameters text")
     else:
         describe_model(console, path, hashed, tensors, as_json)
 

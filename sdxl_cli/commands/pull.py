@@ -26,9 +26,11 @@ def pull(presets: Names, quiet: Quiet = False) -> None:
     """Fetch the model file of a preset, check it, print its path.
 
     A download that broke off goes on where it stopped; a file that is there and right is left alone.
+    Files go to the folder that SDXL_MODELS names, else to ~/.local/share/sdxl/models.
     """
-    from sdxl_cli.places import hash_cache, models_folder
+    from sdxl_cli.places import hash_cache, models_folder, models_folders
     from sdxl_cli.reporters import open_view
+    from sdxl_core.checkpoints.find import find_file
     from sdxl_core.checkpoints.pull import pull_file
     from sdxl_core.presets import load_preset
 
@@ -38,7 +40,10 @@ def pull(presets: Names, quiet: Quiet = False) -> None:
     try:
         with open_view(console) as view:
             for file in files:
-                path = pull_file(file, models_folder(), endpoint=endpoint, hash_cache=hash_cache(), reporter=view)
+                if file.repo is None:  # nothing to fetch: it is here, as micro is, or its owner must bring it
+                    path = find_file(file.name, models_folders())
+                else:
+                    path = pull_file(file, models_folder(), endpoint=endpoint, hash_cache=hash_cache(), reporter=view)
                 with view.hidden():
                     console.data(str(path))
     except Stopped as stop:

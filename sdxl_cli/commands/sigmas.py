@@ -11,7 +11,7 @@ import typer
 
 from sdxl_cli.console import Console
 from sdxl_cli.options import Json, flag
-from sdxl_core.errors import OutputError, UsageError
+from sdxl_core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,6 +58,8 @@ def sigmas(
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other")
     for name, value in (("--rho", rho), ("--sigma-min", sigma_min), ("--sigma-max", sigma_max)):
+        if value is not None and kind is Kind.ddpm:
+            raise UsageError(f"{name} has no meaning for ddpm levels", hint="add --kind edm")
         if value is not None and not math.isfinite(value):
             raise UsageError(f"{name} must be a finite number, got {value}")
     from sdxl_core.config import DenoiserConfig, DiscretizationConfig
@@ -122,6 +124,6 @@ def _draw(path: Path, levels: "Sequence[float]", kind: Kind, rho: float | None, 
     from sdxl_core.output import write_whole
 
     if path.suffix.lower() != ".png":
-        raise OutputError(f"{path} does not end in .png")
+        raise UsageError(f"--png {path} does not end in .png")
     name = f"edm, rho {RHO if rho is None else rho:g}" if kind is Kind.edm else "legacy ddpm"
     write_whole(path, draw_sigmas(levels, f"{name}, {len(levels) - 1} steps"), overwrite=overwrite)

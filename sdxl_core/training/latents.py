@@ -32,7 +32,8 @@ def _fingerprint(
 ) -> str:
     digest = hashlib.sha256(json.dumps([list(buckets), seed]).encode())
     for picture in pictures:
-        digest.update(f"{picture.path.name}{picture.size}".encode())
+        status = picture.path.stat()  # a picture drawn anew under its old name has other latents
+        digest.update(f"{picture.path.name}{picture.size}{status.st_size}{status.st_mtime_ns}".encode())
     for name, weight in model.state_dict().items():
         digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
     return digest.hexdigest()

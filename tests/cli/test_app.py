@@ -59,7 +59,7 @@ def test_nothing_asked_shows_the_help(sdxl: Sdxl) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["gne"], "did you mean 'gen'"),
+        (["gne"], "no such command 'gne'\nhint: did you mean 'gen'?"),
         (["gen", "a cat", "--stepz", "3"], "did you mean --steps"),
         (["gen", "a cat", "--steps", "many"], "'--steps': expected a whole number"),
         (["gen", "a cat", "--format", "gif"], "'--format': 'gif' is not one of 'png', 'jpg', 'webp'"),

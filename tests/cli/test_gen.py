@@ -202,6 +202,17 @@ def test_the_printed_config_is_a_preset_that_gives_the_same_picture(gen: Sdxl, s
     assert json.loads(with_preset.out)["plan"] == json.loads(with_flags.out)["plan"]
 
 
+def test_a_printed_recipe_stands_on_the_model_alone(sdxl: Sdxl, tiny_folder: Path) -> None:
+    Path("mine.toml").write_text(
+        f"base = '{tiny_folder}/tiny-base.toml'\n[recipe.discretization]\nname = 'edm'\nrho = 7.0\n"
+    )
+    printed = sdxl("gen", "--preset", "./mine.toml", "--schedule", "ddpm", "--print-config")
+    config = tomli.loads(printed.out)
+    assert config["base"] == str(tiny_folder / "tiny-base.toml")
+    assert config["recipe"]["discretization"] == {"name": "legacy_ddpm"}
+    assert tomli.loads(sdxl("gen", "--preset", "sdxl-fast", "--print-config").out)["base"] == "sdxl-base-1.0"
+
+
 def test_sizes_and_words_reach_the_plan(gen: Sdxl) -> None:
     result = gen(
         *("a cat", "--prompt-2", "in oil", "--negative-2", "fog", "--size", "96x64", "--original-size", "48x32"),
@@ -310,5 +321,5 @@ def test_a_signal_while_loading_leaves_nothing(gen: Sdxl) -> None:
     result = gen("a cat", "--seed", 7, "--steps", 1000)
     stopper.join()
     assert (result.code, result.out) == (130, "")
-    assert "0 of 1 pictures are done" in result.err
+    assert "0 of 1 picture is done" in result.err
     assert os.listdir("outputs") == []

@@ -1,5 +1,6 @@
 """`sdxl inspect` on models, pictures, latents and what is none of them."""
 
+import hashlib
 import json
 import os
 import struct
@@ -53,22 +54,36 @@ def test_a_picture_tells_its_record(sdxl: Sdxl, tiny_folder: Path) -> None:
     made = sdxl(
         *("gen", "a cat [red]", "--seed", 7, "--negative", "fog", "-q", "-o", "cat.png", "--steps", 2),
         *("--preset", tiny_folder / "tiny-base.toml", "--device", "cpu"),
+        *("--crop", "8,16", "--original-size", "32x48"),
     )
     assert made.code == 0
     shown = sdxl("inspect", "cat.png").out
     for word in (
         "a cat [red]",
         "fog",
-        "seed         7",
+        "seed           7",
         "64x64",
         "euler",
         "tiny_base.safetensors",
+        "original size  32x48",
+        "crop           8,16",
+        "model file     tiny_base.safetensors sha256",
         "made by a trained",
     ):
         assert word in shown
     assert sdxl("inspect", "cat.png", "--raw").out.startswith("a cat [red]\nNegative prompt: fog\nSteps: 2, ")
     document = json.loads(sdxl("inspect", "cat.png", "--json").out)
     assert document["record"]["plan"]["seed"] == 7
+    assert "target size" not in shown
+    sha256 = hashlib.sha256(Path("cat.png").read_bytes()).hexdigest()
+    assert json.loads(sdxl("inspect", "cat.png", "--json", "--hash").out)["sha256"] == sha256
+    assert sha256 in sdxl("inspect", "cat.png", "--hash").out
+
+
+def test_only_a_picture_has_a_parameters_text(sdxl: Sdxl) -> None:
+    refused = sdxl("inspect", "tiny_base", "--raw")
+    assert (refused.code, refused.out) == (2, "")
+    assert "is no picture" in refused.err
 
 
 def test_pictures_of_other_programs_are_read(sdxl: Sdxl) -> None:

@@ -9,15 +9,26 @@ import tomli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdxl_cli.console import safe, shorten
+from sdxl_cli.console import counted, safe, shorten
 from sdxl_cli.jobs import lost_tail
-from sdxl_cli.options import full_dtype, parse_aspect, parse_choice, parse_crop, parse_size
+from sdxl_cli.options import (
+    ATTENTIONS,
+    DTYPES,
+    check_machine,
+    full_dtype,
+    parse_aspect,
+    parse_choice,
+    parse_crop,
+    parse_size,
+)
 from sdxl_cli.plot import braille_plot, log_ticks
 from sdxl_cli.prompts import gather_prompts
 from sdxl_cli.reporters import amount_text, rate_text, size_text, time_text
 from sdxl_cli.toml_text import to_toml
+from sdxl_core import devices
 from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
 from sdxl_core.errors import UsageError
+from sdxl_core.ops.attention import BACKENDS
 
 
 def test_sizes_are_width_by_height_outside_and_height_width_inside() -> None:
@@ -29,7 +40,9 @@ def test_sizes_are_width_by_height_outside_and_height_width_inside() -> None:
     assert parse_aspect("2.35:1") == pytest.approx(2.35)
 
 
-@pytest.mark.parametrize("text", ["", "832", "832x", "-8x8", "8.5x8", "8x8x8", "9999999x8", "٣x٣x"])
+@pytest.mark.parametrize(
+    "text", ["", "832", "832x", "-8x8", "8.5x8", "8x8x8", "9999999x8", "٣x٣x", "٣x٣", "0x8", "8x00"]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UsageError, match="--size"):
         parse_size(text, "--size")
@@ -56,6 +69,17 @@ def test_what_is_no_option(text: str) -> None:
 
 def test_short_names_of_dtypes() -> None:
     assert [full_dtype(name) for name in ("fp32", "fp16", "bf16", "auto")] == ["float32", "float16", "bfloat16", "auto"]
+
+
+def test_the_names_that_need_no_torch_are_those_that_torch_knows() -> None:
+    assert tuple(name for name in ATTENTIONS if name != "auto") == tuple(BACKENDS)
+    assert {full_dtype(name) for name in DTYPES} == {"auto", *devices.DTYPES}
+    for dtype in (*DTYPES, *devices.DTYPES, "half"):
+        check_machine("cuda:1", dtype, "auto")
+
+
+def test_one_is_not_many() -> None:
+    assert [counted(n, "batch", "batches") for n in (0, 1, 2)] == ["0 batches", "1 batch", "2 batches"]
 
 
 def test_only_line_ends_end_a_prompt(tmp_path: Path) -> None:

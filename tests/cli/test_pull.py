@@ -55,11 +55,21 @@ def test_the_wrong_file_is_refused(sdxl: Sdxl, hub: Hub, tmp_path: Path) -> None
     assert not (tmp_path / "models" / "tiny.safetensors").exists()
 
 
-@pytest.mark.parametrize(("name", "word"), [("micro", "no published place"), ("nothing", "no preset is named")])
-def test_what_cannot_be_fetched(sdxl: Sdxl, hub: Hub, name: str, word: str) -> None:
-    result = sdxl("pull", name)
-    assert result.code in (2, 4)
-    assert word in result.err
+def test_what_cannot_be_fetched(sdxl: Sdxl, hub: Hub) -> None:
+    result = sdxl("pull", "nothing")
+    assert result.code == 2
+    assert "no preset is named" in result.err
+    assert hub.requests == []
+
+
+def test_what_lies_here_and_nowhere_else_needs_no_fetching(sdxl: Sdxl, hub: Hub, tmp_path: Path) -> None:
+    write_preset(Path("own.toml"), tiny_config().model_copy(update={"file": ModelFile(name="own.safetensors")}))
+    missing = sdxl("pull", "./own.toml")
+    assert (missing.code, missing.out) == (4, "")
+    assert "own.safetensors: no such model file" in missing.err
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "own.safetensors").touch()
+    assert sdxl("pull", "./own.toml").paths == [tmp_path / "models" / "own.safetensors"]
     assert hub.requests == []
 
 

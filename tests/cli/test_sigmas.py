@@ -67,7 +67,7 @@ def test_any_list_can_be_drawn(levels: tuple[float, ...]) -> None:
         (["--steps", "1001"], "between 1 and 1000"),
         (["--kind", "edm", "--sigma-min", "5", "--sigma-max", "1"], "must be positive, finite and rise"),
         (["--kind", "edm", "--rho", "0"], "rho must be a positive number"),
-        (["--rho", "3"], "rho cannot be set for the legacy_ddpm"),
+        (["--rho", "3"], "hint: add --kind edm"),
         (["--json", "--csv"], "exclude each other"),
         (["--kind", "karras"], "'karras' is not one of"),
         (["--kind", "edm", "--rho", "nan"], "rho"),
@@ -81,5 +81,7 @@ def test_levels_that_cannot_be(sdxl: Sdxl, flags: list[str], word: str) -> None:
 
 
 def test_a_drawing_needs_the_right_name(sdxl: Sdxl) -> None:
-    assert "does not end in .png" in sdxl("sigmas", "--png", "levels.pdf").err
+    refused = sdxl("sigmas", "--png", "levels.pdf")
+    assert refused.code == 2
+    assert "does not end in .png" in refused.err
     assert not Path("levels.pdf").exists()

@@ -182,6 +182,18 @@ def test_where_output_points(
     assert found == Destination(Path(directory), NameTemplate(template), suffix, kind)
 
 
+def test_a_quoted_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_destination("~/cats/{seed}.png").directory == tmp_path / "cats"
+
+
+def test_a_name_longer_than_any_file_system_allows_is_still_a_name() -> None:
+    long = "n" * 300
+    assert resolve_destination(long).directory == Path(long)
+    with pytest.raises(UsageError, match="longer than"):
+        Names(resolve_destination(f"{long}.png")).next(fields())
+
+
 @pytest.mark.parametrize(("output", "format"), [("cat.gif", None), ("cat.png", "jpg"), ("", None), ("}{.png", None)])
 def test_outputs_that_cannot_be_meant(output: str, format: str | None) -> None:
     with pytest.raises(UsageError):

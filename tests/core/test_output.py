@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_is_refused_early(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot write to"):
+    with pytest.raises(OutputError, match="it is a file, not a folder"):
         prepare_directory(tmp_path / "file")
     with pytest.raises(OutputError, match="cannot write to"):
         prepare_directory(tmp_path / "file" / "below")

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,12 @@ def test_latents_are_computed_once(place: Path, tmp_path: Path) -> None:
     stamp = cache.stat().st_mtime_ns
     prepare(config, place / "data", tmp_path, init=init, device=CPU)
     assert cache.stat().st_mtime_ns == stamp
-    # Another autoencoder makes other latents.
+    # A picture drawn anew and another autoencoder have other latents.
+    picture = place / "data" / "red-0.png"
+    os.utime(picture, ns=(stamp, picture.stat().st_mtime_ns + 1))
+    prepare(config, place / "data", tmp_path, init=init, device=CPU)
+    assert cache.stat().st_mtime_ns != stamp
+    stamp = cache.stat().st_mtime_ns
     other = write_tiny_checkpoint(tmp_path / "other.safetensors", seed=1)
     prepare(config, place / "data", tmp_path, init=[other], device=CPU)
     assert cache.stat().st_mtime_ns != stamp
