@@ -31,7 +31,7 @@ def sample(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
     """Walk one batch from noise to latents; stop early by not asking for more.
 
     Row i of every step belongs to plans[i] and is what plans[i] gives alone, up to the rounding of kernels that see
-    another batch size. Nothing is run before the first step is asked for.
+    another batch size. No network is run before the first step is asked for.
 
     Args:
         engine: the model that the plans name.
@@ -47,17 +47,58 @@ def sample(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
         MemoryExhaustedError: also while stepping.
         NumericsError: while stepping, when a latent is not finite.
     """
+    noise = picture_noise(engine, plans)
+    sigmas = plans[0].sigmas()
+    return walk(engine, plans, noise.start(sigmas[0]), sigmas, noise)
+
+
+def picture_noise(engine: Engine, plans: Sequence[Plan]) -> PictureNoise:
+    """The generators of a batch, one a picture, before their first draw.
+
+    Raises:
+        ValueError: no plans, or plans that cannot share a batch.
+        UsageError: a size that the model's first stage cannot divide.
+    """
+    _check_batch(plans)
+    check_size(plans[0].size, engine.config)
+    return PictureNoise([plan.seed for plan in plans], _latent_shape(engine, plans[0]), engine.device)
+
+
+def walk(
+    engine: Engine, plans: Sequence[Plan], x: Tensor, sigmas: Sequence[float], noise: PictureNoise
+) -> Iterator[Step]:
+    """Walk one batch from latents at a given noise level over given levels: what every way to start a picture shares.
+
+    A picture from words starts at `noise.start(sigmas[0])`, one from a clean latent at `latent + sigmas[0] * noise()`;
+    what another engine has left at sigmas[0] is taken as it is. The walk of one engine may so be cut at any level and
+    gone on by another: without history in the sampler this gives the whole walk bit for bit.
+
+    Args:
+        engine: the model that the plans name.
+        plans: one a picture, as for `sample`; words, guidance and sampler are theirs, the levels are not.
+        x: (b, 4, h/8, w/8) float32 latents at noise level sigmas[0].
+        sigmas: n + 1 strictly decreasing levels; the walk ends on the last, which may be above 0.
+        noise: of the pictures, going on where it is: the same object for all parts of one walk.
+
+    Yields:
+        n steps.
+
+    Raises:
+        ValueError: as `sample`, or x is not of the plans' number and size.
+        UsageError, MemoryExhaustedError, NumericsError: as `sample`.
+    """
     plans = tuple(plans)
-    if not plans or not all(plans[0].shares_batch(plan) for plan in plans):
-        raise ValueError("a batch is one or more plans that share all but words, seed, sizes and scores")
+    _check_batch(plans)
     if plans[0].denoiser != engine.config.denoiser:
         raise ValueError(f"the plan is for a denoiser that {engine.config.name} does not have")
     check_size(plans[0].size, engine.config)
+    if (wanted := (len(plans), *_latent_shape(engine, plans[0]))) != tuple(x.shape):
+        raise ValueError(f"x is {tuple(x.shape)} and the plans are for {wanted}")
+    height, width = plans[0].size
     if engine.device.type == "cpu":  # CUDA refuses by itself; a CPU process would be killed after hours of sampling
         needed = decode_memory_bytes(engine, plans[0].size)
-        height, width = plans[0].size
         require_memory(needed, engine.device, f"a picture of {width}x{height}", _DECODING_HINT)
-    return _guarded(engine, plans)
+    return _guarded(engine, plans, _steps(engine, plans, x, sigmas, noise), len(sigmas) - 1)
 
 
 def condition(engine: Engine, plans: Sequence[Plan]) -> tuple[Conditioning, Conditioning | None]:
@@ -111,30 +152,38 @@ def decode_memory_bytes(engine: Engine, size: tuple[int, int]) -> int:
     return int(size[0] * size[1] * (3 * widest + config.ch) * engine.first_stage_dtype.itemsize)
 
 
-def _guarded(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
+def _guarded(engine: Engine, plans: Sequence[Plan], steps: Iterator[Step], count: int) -> Iterator[Step]:
     height, width = plans[0].size
     doing = f"sampling {len(plans)} of {width}x{height}"
-    steps = _steps(engine, plans)
     while True:
         # Entered anew for every step: an abandoned generator must not leave its caller in inference mode.
         with torch.inference_mode(), memory_guard(engine.device, doing, _SAMPLING_HINT):
             step = next(steps, None)
             if step is not None:
-                _check_finite(step, plans, engine)
+                _check_finite(step, plans, engine, count)
         if step is None:
             return
         yield step
 
 
-def _steps(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
-    plan, sigmas, config = plans[0], plans[0].sigmas(), engine.config
+def _steps(
+    engine: Engine, plans: Sequence[Plan], x: Tensor, sigmas: Sequence[float], noise: PictureNoise
+) -> Iterator[Step]:
+    plan = plans[0]
     cond, uncond = condition(engine, plans)
     denoise = build_guider(plan.guider).bind(engine.denoiser, engine.predict, cond, uncond)
-    factor = config.first_stage.factor
-    shape = (config.first_stage.z_channels, plan.size[0] // factor, plan.size[1] // factor)
-    noise = PictureNoise([plan.seed for plan in plans], shape, engine.device)
     sampler = SAMPLERS[plan.sampler.name]
-    yield from sampler.fn(denoise, noise.start(sigmas[0]), sigmas, noise=noise, **plan.sampler.options())
+    yield from sampler.fn(denoise, x.to(engine.device), sigmas, noise=noise, **plan.sampler.options())
+
+
+def _check_batch(plans: Sequence[Plan]) -> None:
+    if not plans or not all(plans[0].shares_batch(plan) for plan in plans):
+        raise ValueError("a batch is one or more plans that share all but words, seed, sizes and scores")
+
+
+def _latent_shape(engine: Engine, plan: Plan) -> tuple[int, int, int]:
+    config = engine.config.first_stage
+    return config.z_channels, plan.size[0] // config.factor, plan.size[1] // config.factor
 
 
 def _encode(engine: Engine, wanted: Sequence[tuple[ConditionRequest, bool]]) -> Conditioning:
@@ -146,14 +195,14 @@ def _encode(engine: Engine, wanted: Sequence[tuple[ConditionRequest, bool]]) -> 
     return Conditioning.cat([rows[key] for key in wanted]).to(engine.device, engine.dtype)
 
 
-def _check_finite(step: Step, plans: Sequence[Plan], engine: Engine) -> None:
+def _check_finite(step: Step, plans: Sequence[Plan], engine: Engine, count: int) -> None:
     finite = torch.isfinite(step.x).flatten(1).all(dim=1).tolist()
     if all(finite):
         return
     seeds = ", ".join(str(plan.seed) for plan, good in zip(plans, finite, strict=True) if not good)
     half = engine.dtype is torch.float16
     raise NumericsError(
-        f"the latent of seed {seeds} is not finite after step {step.index + 1} of {plans[0].steps}",
+        f"the latent of seed {seeds} is not finite after step {step.index + 1} of {count}",
         hint="try --dtype bfloat16 or float32" if half else "the model file may be damaged: see `sdxl inspect`",
     )
 

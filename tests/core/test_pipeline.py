@@ -17,7 +17,7 @@ from sdxl_core.devices import free_memory_bytes
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import MemoryExhaustedError, NumericsError, UsageError
-from sdxl_core.pipeline import condition, decode, decode_memory_bytes, sample
+from sdxl_core.pipeline import condition, decode, decode_memory_bytes, picture_noise, sample, walk
 from sdxl_core.plan import Plan
 from sdxl_core.types import Step
 
@@ -93,6 +93,34 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(engine: Engine, sampler: s
 def test_the_same_plan_gives_the_same_latent_bit_for_bit(engine: Engine) -> None:
     plan = plan_of(sampler=SamplerConfig(name="euler_ancestral"))
     assert torch.equal(latents(engine, plan), latents(engine, plan))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_ancestral", "dpmpp_2s_ancestral"])
+def test_a_walk_cut_anywhere_and_gone_on_is_the_whole_walk_bit_for_bit(engine: Engine, sampler: str, cut: int) -> None:
+    plans = [plan_of(sampler=SamplerConfig(name=sampler), seed=seed) for seed in (1, 2)]
+    sigmas, noise = plans[0].sigmas(), picture_noise(engine, plans)
+    *_, first = walk(engine, plans, noise.start(sigmas[0]), sigmas[: cut + 1], noise)
+    assert first.sigma == sigmas[cut]
+    *_, last = walk(engine, plans, first.x, sigmas[cut:], noise)
+    assert torch.equal(last.x, latents(engine, *plans))
+
+
+def test_a_walk_from_a_clean_latent_moves_about_as_far_as_its_noise(engine: Engine) -> None:
+    plan = plan_of(guider=GuiderConfig(name="identity"), steps=8)
+    clean = torch.randn(1, 4, 4, 5, generator=torch.Generator().manual_seed(0))
+    moved = []
+    for first in (3, 5, 7):
+        sigmas, noise = plan.sigmas()[first:], picture_noise(engine, [plan])
+        *_, last = walk(engine, [plan], clean + sigmas[0] * noise(), sigmas, noise)
+        moved.append(relative(last.x, clean) / sigmas[0])
+    assert all(0.1 < distance < 3 for distance in moved), moved
+
+
+def test_latents_of_another_size_than_the_plans_are_a_mistake_of_the_caller(engine: Engine) -> None:
+    plan = plan_of()
+    with pytest.raises(ValueError, match=r"x is \(1, 4, 4, 4\) and the plans are for \(1, 4, 4, 5\)"):
+        walk(engine, [plan], torch.zeros(1, 4, 4, 4), plan.sigmas(), picture_noise(engine, [plan]))
 
 
 @pytest.mark.parametrize(
