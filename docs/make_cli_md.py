@@ -42,13 +42,15 @@ def document() -> str:
 def _command(name: str, command: Any) -> Iterator[str]:
     context = command.make_context(name, [], resilient_parsing=True)
     yield from (f"## {name}", "", command.help.strip(), "", "```", context.get_usage().strip(), "```", "")
-    panels: dict[str, list[tuple[str, str]]] = {}
+    panels: dict[str, list[tuple[str, str]]] = {"": []}  # arguments first, wherever they are declared
     for parameter in command.params:
         if parameter.name in ("help", "install_completion", "show_completion"):
             continue
         panel = getattr(parameter, "rich_help_panel", None) or ""
         panels.setdefault(panel, []).append((_names(parameter), _meaning(parameter, context)))
     for panel, rows in panels.items():
+        if not rows:
+            continue
         yield from (*([f"**{panel}**", ""] if panel else []), *_table(("flag", "meaning"), rows), "")
     if command.epilog:
         examples = re.sub(r"\[/?bold\]", "", command.epilog).strip().splitlines()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import sdxl_core
 from sdxl_cli.boundary import Stopped, finishing
 from sdxl_cli.console import Console, counted, print_error, shorten
-from sdxl_cli.flags import GenFlags
+from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
 from sdxl_cli.places import hash_cache
 from sdxl_cli.reporters import View, open_view
@@ -71,7 +71,7 @@ class _Tally:
         return SOME_FAILED if self.done else self.failures[0].exit_code
 
 
-def draw(run: Run, flags: GenFlags, console: Console) -> int:
+def draw(run: Run, flags: DrawFlags, console: Console) -> int:
     """Draw every job of a run.
 
     Returns:
@@ -101,7 +101,7 @@ def draw(run: Run, flags: GenFlags, console: Console) -> int:
     return tally.exit_code()
 
 
-def _load(run: Run, model_path: Path, flags: GenFlags, view: View) -> "Engine":
+def _load(run: Run, model_path: Path, flags: DrawFlags, view: View) -> "Engine":
     view.start("starting PyTorch", None)
     from sdxl_core.engine import load_engine
 
@@ -122,7 +122,7 @@ def _load(run: Run, model_path: Path, flags: GenFlags, view: View) -> "Engine":
 class _Artist:
     engine: "Engine"
     run: Run
-    flags: GenFlags
+    flags: DrawFlags
     console: Console
     view: View
     hashes: Hashes

@@ -3,13 +3,13 @@
 import json
 
 from sdxl_cli.console import Console, counted, shorten
-from sdxl_cli.flags import GenFlags
+from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import Run
 from sdxl_cli.tables import print_pairs, print_table
 from sdxl_core.plan import batches
 
 
-def show_run(run: Run, flags: GenFlags, console: Console) -> None:
+def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
     """Print a run: facts and a table, or with --json one object a picture. Touches no file."""
     if flags.as_json:
         for job in run.jobs:
@@ -35,7 +35,7 @@ def show_run(run: Run, flags: GenFlags, console: Console) -> None:
     )
 
 
-def _facts(run: Run, flags: GenFlags) -> list[tuple[str, str]]:
+def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
     plan, sigmas = run.jobs[0].plan, run.jobs[0].plan.sigmas()
     groups = list(batches([job.plan for job in run.jobs], flags.batch_size))
     options = "".join(f", {key} {value:g}" for key, value in plan.sampler.options().items())

@@ -1,4 +1,4 @@
-"""The flags of `sdxl gen`: one dataclass is both the signature that typer sees and the value that is passed on."""
+"""The flags of commands that draw: one dataclass is both the signature that typer sees and the value passed on."""
 
 import inspect
 from collections.abc import Callable
@@ -54,13 +54,9 @@ def _value(*names: str, metavar: str, help: str, panel: str, complete: Any = Non
 
 
 @dataclass(frozen=True, slots=True)
-class GenFlags:
-    """Everything that `sdxl gen` can be told; None means that the preset decides."""
+class DrawFlags:
+    """What every command that draws can be told; None means that the preset decides."""
 
-    prompts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PROMPT", help="What to draw; '-' reads prompts from standard input, one a line."),
-    ] = None
     prompts_file: Annotated[
         Path | None,
         _value(
@@ -194,3 +190,13 @@ class GenFlags:
     )
     as_json: Annotated[bool, flag("--json", help="One JSON object a picture on standard output.", panel=SHOW)] = False
     quiet: Annotated[bool, flag("--quiet", "-q", help="Errors only on standard error.", panel=SHOW)] = False
+
+
+@dataclass(frozen=True, slots=True)
+class GenFlags(DrawFlags):
+    """Everything that `sdxl gen` can be told."""
+
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="What to draw; '-' reads prompts from standard input, one a line."),
+    ] = None

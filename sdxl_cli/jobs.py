@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_cli.console import Console, shorten
-from sdxl_cli.flags import GenFlags
+from sdxl_cli.flags import DrawFlags
 from sdxl_cli.options import check_machine, full_dtype, parse_aspect, parse_choice, parse_crop, parse_size
 from sdxl_cli.places import models_folders
 from sdxl_cli.prompts import gather_prompts
@@ -71,8 +71,13 @@ class Run:
     jobs: tuple[Job, ...]
 
 
-def resolve_run(flags: GenFlags, console: Console) -> Run:
+def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console) -> Run:
     """Everything that can be checked before a model is loaded.
+
+    Args:
+        flags: of the command.
+        prompts: the arguments that are prompts; `-` stands for standard input.
+        console: where notes go.
 
     Raises:
         UsageError: a flag, a prompt or a preset that cannot be honoured.
@@ -83,7 +88,7 @@ def resolve_run(flags: GenFlags, console: Console) -> Run:
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
     check_machine(flags.device, flags.dtype, flags.attention)
-    asked = flags.prompts or (["anything"] if flags.print_config and flags.prompts_file is None else [])
+    asked = prompts or (["anything"] if flags.print_config and flags.prompts_file is None else [])
     prompts = gather_prompts(asked, flags.prompts_file)
     if len(prompts) * flags.count > MOST_PICTURES:
         raise UsageError(f"{len(prompts) * flags.count} pictures are too many for one run (at most {MOST_PICTURES})")
@@ -106,7 +111,7 @@ def recipe_table(run: Run) -> dict[str, Any]:
     return {"base": str(Path(name).resolve()) if kind == "file" else name, "recipe": recipe}
 
 
-def _choose_model(flags: GenFlags, console: Console) -> tuple[Preset, Path | None]:
+def _choose_model(flags: DrawFlags, console: Console) -> tuple[Preset, Path | None]:
     folders = models_folders()
     overrides = _overrides(flags)
     if flags.model is not None:
@@ -158,7 +163,7 @@ def _preset_for(found: Detection) -> str:
     return DEFAULT_PRESET
 
 
-def _overrides(flags: GenFlags) -> dict[str, Any]:
+def _overrides(flags: DrawFlags) -> dict[str, Any]:
     sampler, sampler_options = parse_choice(flags.sampler, "--sampler")
     schedule, schedule_options = parse_choice(flags.schedule, "--schedule")
     if sampler is not None:
@@ -197,7 +202,7 @@ def _load(name: str, overrides: Mapping[str, Any]) -> Preset:
 
 
 def _plans(
-    flags: GenFlags,
+    flags: DrawFlags,
     console: Console,
     prompts: Sequence[str],
     preset: Preset,
@@ -253,7 +258,7 @@ def lost_tail(text: str) -> str:
     return "".join(words[low:]).strip()
 
 
-def _name(plans: Sequence[Plan], destination: Destination, flags: GenFlags) -> tuple[Names, tuple[Job, ...]]:
+def _name(plans: Sequence[Plan], destination: Destination, flags: DrawFlags) -> tuple[Names, tuple[Job, ...]]:
     names = Names(destination, flags.overwrite, LATENT_SUFFIX if flags.save_latents else "")
     when = datetime.now()
     fields = [

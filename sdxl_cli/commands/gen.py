@@ -25,7 +25,7 @@ def gen(flags: GenFlags) -> None:
     from sdxl_cli.jobs import recipe_table, resolve_run
 
     console = Console(quiet=flags.quiet)
-    run = resolve_run(flags, console)
+    run = resolve_run(flags, flags.prompts or [], console)
     if flags.print_config:
         from sdxl_cli.toml_text import to_toml
 
