@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +69,21 @@ Network = Callable[["Tensor", "Tensor", Conditioning], "Tensor"]
 Denoise = Callable[["Tensor", float], Prediction]
 """(x, sigma) -> Prediction; x (b, c, h, w) = x0 + sigma eps, sigma a Python float > 0."""
 
-Noise = Callable[[], "Tensor"]
-"""The next standard normal draw, shaped as the latent batch; row i comes from picture i's own generator."""
+
+class Noise(Protocol):
+    """Standard normal draws shaped as the latent batch; row i is picture i's own, whatever else is in the batch."""
+
+    def __call__(self) -> Tensor:
+        """The next draw, independent of all others."""
+        ...
+
+    def between(self, sigma: float, sigma_next: float) -> Tensor:
+        """The draw that belongs to the levels from sigma down to sigma_next > 0, for samplers that solve an SDE.
+
+        The increment of a Brownian path over its standard deviation: the same whenever it is asked for, independent for
+        disjoint intervals, and for intervals that overlap correlated by what they share.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

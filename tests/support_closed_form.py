@@ -43,9 +43,33 @@ class TwoPeaks:
         return Prediction((x * self.std**2 + peak * sigma**2) / total)
 
 
-def silence() -> torch.Tensor:
+class Silence:
     """A `Noise` for samplers that must not ask for any."""
-    raise AssertionError("noise was drawn")
+
+    def __call__(self) -> torch.Tensor:
+        raise AssertionError("noise was drawn")
+
+    def between(self, sigma: float, sigma_next: float) -> torch.Tensor:
+        raise AssertionError(f"noise was drawn between {sigma} and {sigma_next}")
+
+
+silence = Silence()
+
+
+@dataclass
+class Counted:
+    """Hands on another `Noise` and counts the draws; without one, every draw is the number 0."""
+
+    noise: Noise | None = None
+    draws: int = 0
+
+    def __call__(self) -> Any:
+        self.draws += 1
+        return self.noise() if self.noise else 0.0
+
+    def between(self, sigma: float, sigma_next: float) -> Any:
+        self.draws += 1
+        return self.noise.between(sigma, sigma_next) if self.noise else 0.0
 
 
 def steps(
