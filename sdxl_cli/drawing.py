@@ -5,7 +5,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,7 @@ from sdxl_core.checkpoints.hashing import file_hash
 from sdxl_core.errors import CheckpointError, NumericsError, SdxlError
 from sdxl_core.naming import Names
 from sdxl_core.output import NameTakenError, prepare_directory, write_whole
-from sdxl_core.plan import Plan, batches
+from sdxl_core.plan import Plan, batches, total_calls
 from sdxl_core.records import Record, Weights, encode_latent, encode_picture
 
 if TYPE_CHECKING:
@@ -69,6 +69,19 @@ class _Tally:
         if not self.failures:
             return 0
         return SOME_FAILED if self.done else self.failures[0].exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """The latents of a batch, the model calls they took, and the seconds, shared evenly among its pictures."""
+
+    latents: "Tensor"
+    calls: int
+    seconds: float
+
+    def of(self, row: int) -> "_Sampled":
+        """One picture of the batch."""
+        return replace(self, latents=self.latents[row : row + 1])
 
 
 def draw(run: Run, flags: DrawFlags, console: Console) -> int:
@@ -130,7 +143,7 @@ class _Artist:
 
     def draw_all(self) -> None:
         groups = list(self._groups())
-        self.view.begin_run(self.tally.total, sum(group[0].plan.model_calls() for group in groups))
+        self.view.begin_run(self.tally.total, total_calls([[job.plan for job in group] for group in groups]))
         for group in groups:
             self._draw(group)
 
@@ -143,7 +156,7 @@ class _Artist:
     def _draw(self, group: Sequence[Job]) -> None:
         """One batch; where a picture of it is not finite, each alone, so that one cannot spoil the others."""
         try:
-            latents, seconds = self._sample(group)
+            sampled = self._sample(group)
         except NumericsError as error:
             if len(group) == 1:
                 self._fail(group[0], error)
@@ -153,18 +166,20 @@ class _Artist:
         self.view.decoding()
         for row, job in enumerate(group):
             try:
-                self._finish(job, latents[row : row + 1], seconds / len(group))
+                self._finish(job, sampled.of(row))
             except NumericsError as error:
                 self._fail(job, error)
 
-    def _sample(self, group: Sequence[Job]) -> "tuple[Tensor, float]":
+    def _sample(self, group: Sequence[Job]) -> "_Sampled":
         from sdxl_core.pipeline import sample
 
         began = time.monotonic()
         self.view.begin_batch(self._title(group), group[0].plan.model_calls())
+        calls = 0
         for step in sample(self.engine, [job.plan for job in group]):
             self.view.step(step.calls)
-        return step.x, time.monotonic() - began
+            calls += step.calls
+        return _Sampled(step.x, calls, (time.monotonic() - began) / len(group))
 
     def _title(self, group: Sequence[Job]) -> str:
         if self.tally.total == 1:
@@ -173,23 +188,23 @@ class _Artist:
         numbers = str(first) if len(group) == 1 else f"{first}-{first + len(group) - 1}"
         return f"{numbers} {group[0].plan.prompt}"
 
-    def _finish(self, job: Job, latent: "Tensor", seconds: float) -> None:
+    def _finish(self, job: Job, sampled: "_Sampled") -> None:
         from sdxl_core.pipeline import decode
 
         began = time.monotonic()
-        record = None if self.flags.no_metadata else self._record(job.plan)
+        record = None if self.flags.no_metadata else self._record(job.plan, sampled.calls)
         overwrite = self.flags.overwrite
         if self.flags.save_latents:
             # Before decoding, so that running out of memory there does not lose the work.
             job = self._rename_if_taken(job)
-            data = encode_latent(latent[0].float().cpu().numpy(), record)
+            data = encode_latent(sampled.latents[0].float().cpu().numpy(), record)
             write_whole(job.path.with_suffix(LATENT_SUFFIX), data, overwrite=overwrite)
-        picture = decode(self.engine, latent)[0]
+        picture = decode(self.engine, sampled.latents)[0]
         data = encode_picture(picture, self.run.names.destination.format, record)
         with finishing():
             path = self._write(job, data)
             self.tally.done += 1
-            self._report(job, path, data, seconds + time.monotonic() - began)
+            self._report(job, path, data, sampled.calls, sampled.seconds + time.monotonic() - began)
 
     def _write(self, job: Job, data: bytes) -> Path:
         """Under the promised name, or the next free one if another program took it meanwhile."""
@@ -209,7 +224,7 @@ class _Artist:
             return job
         return Job(job.plan, job.fields, self.run.names.next(job.fields))
 
-    def _record(self, plan: Plan) -> Record:
+    def _record(self, plan: Plan, calls: int) -> Record:
         weights = self.hashes.weights()
         stamped = self.engine.stamp(plan)
         hashes = {w.role: w.sha256 for w in weights}
@@ -218,16 +233,16 @@ class _Artist:
             software=f"sdxl {sdxl_core.__version__}",
             plan=stamped,
             sigmas=plan.sigmas(),
-            model_calls=plan.model_calls(),
+            model_calls=calls,
             weights=weights,
             versions=_versions(),
             device_name=_device_name(self.engine),
         )
 
-    def _report(self, job: Job, path: Path, data: bytes, seconds: float) -> None:
+    def _report(self, job: Job, path: Path, data: bytes, calls: int, seconds: float) -> None:
         plan = job.plan
-        calls = counted(plan.model_calls(), "model call", "model calls")
-        line = f"{self.tally.done}/{self.tally.total} seed {plan.seed}, {calls}, {seconds:.1f} s"
+        made = counted(calls, "model call", "model calls")
+        line = f"{self.tally.done}/{self.tally.total} seed {plan.seed}, {made}, {seconds:.1f} s"
         with self.view.hidden():
             self.console.note(f"{line}: {shorten(plan.prompt, 60)}")
             if self.flags.as_json:

@@ -6,7 +6,7 @@ from sdxl_cli.console import Console, counted, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import Run
 from sdxl_cli.tables import print_pairs, print_table
-from sdxl_core.plan import batches
+from sdxl_core.plan import batches, total_calls
 
 
 def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
@@ -38,7 +38,9 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
 def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
     plan, sigmas = run.jobs[0].plan, run.jobs[0].plan.sigmas()
     groups = list(batches([job.plan for job in run.jobs], flags.batch_size))
-    options = "".join(f", {key} {value:g}" for key, value in plan.sampler.options().items())
+    options = "".join(f", {key} {value}" for key, value in plan.sampler.options().items())
+    calls = total_calls(groups)
+    made = "as many as each picture needs," if calls is None else calls
     shown = [f"{sigma:.4g}" for sigma in sigmas]
     levels = " ".join(shown if len(shown) <= 8 else [*shown[:4], "...", *shown[-4:]])
     missing = f"{run.preset.model.file.name} (missing: sdxl pull {run.preset.model.name})"
@@ -52,6 +54,6 @@ def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
         ("sigmas", levels),
         ("guidance", "none" if plan.guider.name == "identity" else f"{plan.guider.scale:g}"),
         ("runs on", f"{plan.device}, dtype {plan.dtype}, attention {plan.attention}"),
-        ("model calls", f"{sum(g[0].model_calls() for g in groups)} in {counted(len(groups), 'batch', 'batches')}"),
+        ("model calls", f"{made} in {counted(len(groups), 'batch', 'batches')}"),
     ]
     return [(name, value) for name, value in facts if value]

@@ -123,7 +123,7 @@ class DrawFlags:
         _value(
             "--sampler",
             metavar="NAME",
-            help="Sampler; options follow as NAME:key=number,...",
+            help="Sampler; options follow as NAME:key=value,...",
             panel=HOW,
             complete=complete_sampler,
         ),

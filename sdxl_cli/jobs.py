@@ -19,7 +19,7 @@ from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.header import read_header
 from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
 from sdxl_core.config import ModelConfig
-from sdxl_core.diffusion.samplers import resolve_sampler
+from sdxl_core.diffusion.samplers import check_options
 from sdxl_core.errors import CheckpointError, PresetError, SdxlError, UsageError
 from sdxl_core.naming import Destination, NameFields, Names, resolve_destination
 from sdxl_core.plan import Plan, build_plan, token_report
@@ -167,7 +167,10 @@ def _overrides(flags: DrawFlags) -> dict[str, Any]:
     sampler, sampler_options = parse_choice(flags.sampler, "--sampler")
     schedule, schedule_options = parse_choice(flags.schedule, "--schedule")
     if sampler is not None:
-        resolve_sampler(sampler)
+        try:
+            check_options(sampler, sampler_options)
+        except UsageError as error:
+            raise UsageError(f"--sampler: {error.message}", hint=error.hint) from None
     if schedule is not None and schedule not in _SCHEDULES:
         raise UsageError(f"unknown schedule {schedule!r}{suggestion(schedule, _SCHEDULES)}", hint="one of: ddpm, edm")
     return {

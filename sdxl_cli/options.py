@@ -8,12 +8,16 @@ import typer
 
 from sdxl_core.errors import UsageError
 from sdxl_core.typed_toml import suggestion
+from sdxl_core.types import Option
 
 Size = tuple[int, int]
 
 _SIZE = re.compile(r"0*([1-9]\d{0,5})[xX×]0*([1-9]\d{0,5})", re.ASCII)
 _PAIR = re.compile(r"(\d{1,6}),(\d{1,6})")
 _ASPECT = re.compile(r"(\d{1,6}(?:\.\d{1,6})?):(\d{1,6}(?:\.\d{1,6})?)")
+_WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+_WORD = re.compile(r"[a-z][\w+-]*", re.ASCII | re.IGNORECASE)
+_TRUTHS = {"true": True, "false": False}
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?", re.ASCII)
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 ATTENTIONS = ("auto", "sdpa", "cudnn", "flash", "efficient", "xformers", "math")
@@ -71,26 +75,37 @@ def parse_aspect(text: str | None) -> float | None:
     return float(match[1]) / float(match[2])
 
 
-def parse_choice(text: str | None, name: str) -> tuple[str | None, dict[str, float | int]]:
-    """`NAME` or `NAME:key=number,key=number`, as samplers and schedules take their options.
+def parse_choice(text: str | None, name: str) -> tuple[str | None, dict[str, Option]]:
+    """`NAME` or `NAME:key=value,key=value`, as samplers and schedules take their options.
+
+    A value is a number (whole without a point), true, false or a word.
 
     Raises:
-        UsageError: an option is not written as key=number.
+        UsageError: an option is not written as key=value.
     """
     if text is None:
         return None, {}
     chosen, colon, rest = text.partition(":")
-    options: dict[str, float | int] = {}
+    options: dict[str, Option] = {}
     for pair in rest.split(",") if colon else []:
-        key, _, value = pair.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not key.strip() or not math.isfinite(number):
-            raise UsageError(f"{name} {text!r}: {pair!r} is no option", hint=f"write {chosen}:key=number,key=number")
-        options[key.strip()] = int(value) if value.strip().isdigit() and key.strip() == "order" else number
+        key, _, written = pair.partition("=")
+        value = _parse_value(written.strip())
+        if not key.strip() or value is None:
+            raise UsageError(f"{name} {text!r}: {pair!r} is no option", hint=f"write {chosen}:key=value,key=value")
+        options[key.strip()] = value
     return chosen.strip(), options
+
+
+def _parse_value(text: str) -> Option | None:
+    if text in _TRUTHS:
+        return _TRUTHS[text]
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    try:
+        number = float(text)
+    except ValueError:
+        return text if _WORD.fullmatch(text) else None
+    return number if math.isfinite(number) else None
 
 
 def full_dtype(name: str) -> str:

@@ -34,10 +34,10 @@ class View:
     def finish(self) -> None:
         """End it."""
 
-    def begin_run(self, pictures: int, calls: int) -> None:
-        """Announce how many pictures and model calls there will be."""
+    def begin_run(self, pictures: int, calls: int | None) -> None:
+        """Announce how many pictures and model calls there will be; None: nobody knows."""
 
-    def begin_batch(self, title: str, calls: int) -> None:
+    def begin_batch(self, title: str, calls: int | None) -> None:
         """Begin to sample one batch."""
 
     def step(self, calls: int) -> None:
@@ -134,11 +134,11 @@ class _Bars(View):
             self._progress.remove_task(self._task)
             self._task = None
 
-    def begin_run(self, pictures: int, calls: int) -> None:
-        if pictures > 1:
+    def begin_run(self, pictures: int, calls: int | None) -> None:
+        if pictures > 1 and calls is not None:
             self._whole = self._progress.add_task(self._label(f"all {pictures} pictures"), total=calls, unit="calls")
 
-    def begin_batch(self, title: str, calls: int) -> None:
+    def begin_batch(self, title: str, calls: int | None) -> None:
         self._title = title
         if self._batch is not None:
             self._progress.remove_task(self._batch)
@@ -151,7 +151,9 @@ class _Bars(View):
 
     def decoding(self) -> None:
         if self._batch is not None:
-            self._progress.update(self._batch, description=self._label(f"decoding {self._title}"))
+            # Where nobody knew how many calls it would take, those that were made are all of them.
+            calls = next(task.completed for task in self._progress.tasks if task.id == self._batch)
+            self._progress.update(self._batch, total=calls, description=self._label(f"decoding {self._title}"))
             self._live.refresh()
 
     def _label(self, text: str) -> str:

@@ -3,7 +3,9 @@
 This module imports no torch: presets are checked before anything heavy is loaded.
 """
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -189,19 +191,27 @@ class ModelConfig(Config):
 
 
 class SamplerConfig(Config):
-    """A sampler of the table, and its options; an option a sampler does not take is refused when the plan is made."""
+    """A sampler of the table and, beside its name, the options that are set; the table says which ones it takes."""
+
+    model_config = ConfigDict(extra="allow")
 
     name: str = "euler"
-    eta: Finite | None = None
-    s_noise: Finite | None = None
-    s_churn: Finite | None = None
-    s_tmin: Finite | None = None
-    s_tmax: Finite | None = None
-    order: Positive | None = None
 
-    def options(self) -> dict[str, float | int]:
-        """The options that were set, as keyword arguments of the sampler."""
-        return {k: v for k, v in self.model_dump(exclude={"name"}).items() if v is not None}
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_not_set(cls, table: Any) -> Any:
+        return {k: v for k, v in table.items() if v is not None} if isinstance(table, Mapping) else table
+
+    @model_validator(mode="after")
+    def _numbers_are_finite(self) -> "SamplerConfig":
+        for option, value in self.options().items():
+            if isinstance(value, float) and not math.isfinite(value):  # JSON has no word for it
+                raise ValueError(f"{option} must be finite, not {value}; left out, it keeps its default")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """The options that are set, as keyword arguments of the sampler."""
+        return dict(self.model_extra or {})
 
 
 class DiscretizationConfig(Config):

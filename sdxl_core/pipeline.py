@@ -177,7 +177,7 @@ def _steps(
 
 
 def _check_batch(plans: Sequence[Plan]) -> None:
-    if not plans or not all(plans[0].shares_batch(plan) for plan in plans):
+    if not plans or not all(plans[0].shares_batch(plan) for plan in plans[1:]):
         raise ValueError("a batch is one or more plans that share all but words, seed, sizes and scores")
 
 

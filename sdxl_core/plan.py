@@ -3,9 +3,9 @@
 A plan is what `--dry-run` prints, what the pipeline runs and what a picture carries, so that it can be made again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -23,7 +23,7 @@ from sdxl_core.config import (
     SizeEmbedderConfig,
 )
 from sdxl_core.diffusion.discretization import resolve_sigmas
-from sdxl_core.diffusion.samplers import check_options, model_calls
+from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls
 from sdxl_core.errors import UsageError
 from sdxl_core.presets import FLAGS, Preset
 from sdxl_core.resolutions import Size, nearest_resolution
@@ -33,7 +33,6 @@ LARGEST_SIDE = 16384
 
 Crop = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 PositiveSize = tuple[Positive, Positive]
-Choice = TypeVar("Choice", SamplerConfig, DiscretizationConfig)
 
 
 class Plan(Config):
@@ -90,8 +89,11 @@ class Plan(Config):
         """The steps + 1 noise levels, decreasing, the last 0."""
         return resolve_sigmas(self.discretization, self.steps, self.denoiser)
 
-    def model_calls(self) -> int:
-        """Evaluations of the network that this picture takes; cond and uncond together are one."""
+    def model_calls(self) -> int | None:
+        """Evaluations of the network that this picture takes; cond and uncond together are one.
+
+        None where the sampler takes as many as the picture needs.
+        """
         return model_calls(self.sampler.name, self.sigmas(), self.sampler.options())
 
     def request(self) -> ConditionRequest:
@@ -118,7 +120,12 @@ class Plan(Config):
         return self.model_copy(update={"seed": seed})
 
     def shares_batch(self, other: "Plan") -> bool:
-        """Whether both can be sampled in one batch: all that is not a matter of one row alone is equal."""
+        """Whether both can be sampled in one batch: all that is not a matter of one row alone is equal.
+
+        A sampler that finds its steps on the way finds others for each picture, so there every picture goes alone.
+        """
+        if SAMPLERS[self.sampler.name].calls is None:
+            return False
         rows = {"prompt", "prompt_2", "negative", "negative_2", "seed", "original_size", "crop_coords_top_left"}
         rows |= {"target_size", "aesthetic_score", "negative_aesthetic_score"}
         return self.model_dump(exclude=rows) == other.model_dump(exclude=rows)
@@ -209,8 +216,8 @@ def build_plan(
         aesthetic_score=recipe.aesthetic_score,
         negative_aesthetic_score=recipe.negative_aesthetic_score,
         steps=recipe.steps,
-        sampler=_as_flagged(preset, "sampler", recipe.sampler),
-        discretization=_as_flagged(preset, "discretization", recipe.discretization),
+        sampler=recipe.sampler,
+        discretization=recipe.discretization,
         guider=_guider(preset),
         denoiser=model.denoiser,
         device=device,
@@ -229,6 +236,17 @@ def batches(plans: Sequence[Plan], largest: int) -> Iterator[tuple[Plan, ...]]:
         group.append(plan)
     if group:
         yield tuple(group)
+
+
+def total_calls(groups: Iterable[Sequence[Plan]]) -> int | None:
+    """Evaluations of the network that groups of `batches` take; None where nobody knows beforehand."""
+    total = 0
+    for group in groups:
+        calls = group[0].model_calls()
+        if calls is None:
+            return None
+        total += calls
+    return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,12 +327,6 @@ def _size(preset: Preset, aspect: float | None) -> Size:
         size = nearest_resolution(aspect, preset.model)
     check_size(size, preset.model)
     return size
-
-
-def _as_flagged(preset: Preset, table: str, config: Choice) -> Choice:
-    """Where a flag named a sampler or discretization, options that the preset gave for its own choice fall away."""
-    given = {key for key in type(config).model_fields if preset.origins.get(f"recipe.{table}.{key}") == FLAGS}
-    return type(config)(**config.model_dump(include=given)) if "name" in given else config
 
 
 def _guider(preset: Preset) -> GuiderConfig:

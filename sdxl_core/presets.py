@@ -7,19 +7,20 @@ flags.
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from sdxl_core.config import Config, ModelConfig, RecipeConfig
-from sdxl_core.errors import PresetError
+from sdxl_core.config import Config, ModelConfig, RecipeConfig, SamplerConfig
+from sdxl_core.errors import PresetError, UsageError
 from sdxl_core.typed_toml import Place, Table, build, dotted, read_toml, suggestion
 
 FLAGS = "flags"
 DEFAULT = "default"
+_CHOICES = ("sampler", "discretization")
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,16 @@ def load_preset(
     origins: dict[str, str] = {}
     tree: Table = {}
     for layer in reversed(layers):
+        _start_choices_anew(_names_of(layer.table), tree, origins)
         for key in ("model", "recipe"):
             if key in layer.table:
                 _lay(tree, (key,), layer.table[key], layer.origin, origins)
+    _start_choices_anew({key for key, value in overrides.items() if value is not None}, tree, origins)
     for key, value in overrides.items():
         if value is not None:
             _lay(tree, tuple(key.split(".")), value, FLAGS, origins)
     built = build(_Tree, tree, lambda place: _source(place, origins, layers))
+    _check_sampler(built.recipe.sampler, lambda place: _source(place, origins, layers))
     leaves = _leaves({"model": built.model.model_dump(), "recipe": built.recipe.model_dump()})
     named = {dotted(place): _origin(place, origins, tree) for place, _ in leaves}
     top = layers[0]
@@ -208,6 +212,33 @@ def _check_document(path: Path, table: Table) -> None:
         raise PresetError(f"{path}: base: missing", hint='name a model or another recipe, e.g. base = "sdxl-base-1.0"')
 
 
+def _names_of(table: Table) -> set[str]:
+    """The dotted keys under which a layer names a sampler or a discretization."""
+    recipe = _table(table.get("recipe"))
+    return {f"recipe.{choice}.name" for choice in _CHOICES if "name" in _table(recipe.get(choice))}
+
+
+def _start_choices_anew(given: Container[str], tree: Table, origins: dict[str, str]) -> None:
+    """Where a layer names a sampler or a discretization, what lower layers said of theirs falls away."""
+    for choice in _CHOICES:
+        if f"recipe.{choice}.name" in given:
+            _table(tree.get("recipe")).pop(choice, None)
+            for key in [key for key in origins if key.startswith(f"recipe.{choice}.")]:
+                del origins[key]
+
+
+def _check_sampler(sampler: SamplerConfig, source: Callable[[Place], str]) -> None:
+    """Refuse what the table of samplers does not know, naming the file and key that say so."""
+    from sdxl_core.diffusion.samplers import check_options  # numpy is kept off the start-up path
+
+    for key, options in [("name", {}), *((key, {key: value}) for key, value in sampler.options().items())]:
+        place = ("recipe", "sampler", key)
+        try:
+            check_options(sampler.name, options)
+        except UsageError as error:
+            raise PresetError(f"{source(place)}: {dotted(place)}: {error.message}", hint=error.hint) from None
+
+
 def _lay(tree: Table, place: tuple[str, ...], value: Any, origin: str, origins: dict[str, str]) -> None:
     """Put a value at its place in the tree: tables join key by key, everything else replaces."""
     for step in place[:-1]:
@@ -272,5 +303,5 @@ def _nearest(place: Place, origins: Mapping[str, str]) -> str | None:
     return None
 
 
-def _table(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _table(value: Any) -> Table:
+    return value if isinstance(value, dict) else {}

@@ -3,7 +3,7 @@
 import difflib
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -90,6 +90,11 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def either(words: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
 def shown(value: object) -> str:
     """A value as it may stand in an error: one short line."""
     if isinstance(value, bool):
@@ -138,7 +143,7 @@ def _complaint(cls: type[BaseModel], problem: ErrorDetails, place: Place) -> str
     if kind in {"literal_error", "union_tag_invalid"}:
         allowed = [word.strip("'") for word in _words(context.get("expected", context.get("expected_tags", "")))]
         wrong = context.get("tag", problem["input"])
-        return f"expected {_either(allowed)}, got {shown(wrong)}{suggestion(str(wrong), allowed)}"
+        return f"expected {either(allowed)}, got {shown(wrong)}{suggestion(str(wrong), allowed)}"
     if kind == "value_error":
         return str(context["error"])
     if kind in _EXPECTED:
@@ -189,10 +194,6 @@ def _models(annotation: Any) -> set[type[BaseModel]]:
 
 def _words(text: str) -> list[str]:
     return [word for word in text.replace(" or ", ", ").split(", ") if word]
-
-
-def _either(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _lower(text: str) -> str:

@@ -69,6 +69,9 @@ Network = Callable[["Tensor", "Tensor", Conditioning], "Tensor"]
 Denoise = Callable[["Tensor", float], Prediction]
 """(x, sigma) -> Prediction; x (b, c, h, w) = x0 + sigma eps, sigma a Python float > 0."""
 
+Option = bool | int | float | str
+"""A value that an option of a sampler may have."""
+
 
 class Noise(Protocol):
     """Standard normal draws shaped as the latent batch; row i is picture i's own, whatever else is in the batch."""

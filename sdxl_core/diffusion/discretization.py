@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdxl_core.config import DenoiserConfig, DiscretizationConfig
+from sdxl_core.diffusion.levels import check_sigmas
 from sdxl_core.errors import ScheduleError
 
 Float64 = NDArray[np.float64]
@@ -165,23 +166,6 @@ def resolve_sigmas(discretization: DiscretizationConfig, n: int, denoiser: Denoi
             f"{', '.join(given)} cannot be set for the legacy_ddpm discretization", hint="use the edm discretization"
         )
     return legacy_ddpm(n, denoiser.num_idx, denoiser.linear_start, denoiser.linear_end)
-
-
-def check_sigmas(sigmas: Sequence[float]) -> None:
-    """Refuse a list that no sampler can walk.
-
-    Raises:
-        ScheduleError: fewer than two levels, a level not finite or negative, or levels that do not strictly decrease.
-    """
-    if len(sigmas) < 2:
-        raise ScheduleError(f"sampling needs at least two noise levels, not {len(sigmas)}")
-    for i, sigma in enumerate(sigmas):
-        if not math.isfinite(sigma) or sigma < 0:
-            raise ScheduleError(f"noise level {i} is {sigma}, not a finite number of at least 0")
-        if i and sigma >= sigmas[i - 1]:
-            raise ScheduleError(
-                f"noise levels must decrease, but level {i - 1} is {sigmas[i - 1]} and level {i} {sigma}"
-            )
 
 
 def _check_steps(n: int, most: int) -> None:

@@ -34,8 +34,11 @@ def refused(result: Result, code: int, *words: str) -> None:
     [
         (["--sampler", "eulr"], ["unknown sampler 'eulr'", "did you mean", "euler"]),
         (["--sampler", "euler:s_churm=1"], ["--sampler", "s_churm", "did you mean s_churn"]),
-        (["--sampler", "euler:s_churn"], ["--sampler", "key=number"]),
-        (["--sampler", "dpmpp_2m:eta=1"], ["eta"]),
+        (["--sampler", "euler:s_churn"], ["--sampler", "key=value"]),
+        (["--sampler", "dpmpp_2m:eta=1"], ["--sampler", "'dpmpp_2m' has no option 'eta'"]),
+        (["--sampler", "euler:name=heun"], ["--sampler", "'euler' has no option 'name'"]),
+        (["--sampler", "euler:s_churn=much"], ["--sampler", "s_churn", "a number of at least 0, not 'much'"]),
+        (["--sampler", "lms:order=2.5"], ["--sampler", "order", "must be 1, 2, 3 or 4, not 2.5"]),
         (["--schedule", "karas"], ["unknown schedule 'karas'", "ddpm, edm"]),
         (["--schedule", "edn"], ["did you mean edm?"]),
         (["--schedule", "ddpm:rho=7"], ["rho"]),

@@ -133,6 +133,17 @@ def test_unknown_names_are_met_with_a_near_one_and_the_list(user: Path, put: Put
         assert "no preset is named" in complaint(name, user).message
 
 
+def test_a_recipe_that_names_a_sampler_takes_no_options_from_its_bases(user: Path, put: Put) -> None:
+    put("below", BASE + "[recipe.sampler]\nname = 'euler_ancestral'\neta = 0.5\n[recipe.discretization]\nname = 'edm'")
+    put("same", "base = 'below'\n[recipe.sampler]\ns_noise = 1.1\n[recipe.discretization]\nrho = 7.0")
+    put("other", "base = 'same'\n[recipe.sampler]\nname = 'lms'\n[recipe.discretization]\nname = 'legacy_ddpm'")
+    assert load_preset("same", user=user).recipe.sampler.options() == {"eta": 0.5, "s_noise": 1.1}
+    other = load_preset("other", user=user)
+    assert other.recipe.sampler.options() == {}
+    assert other.recipe.discretization.rho is None
+    assert not any(key.endswith((".eta", ".s_noise")) for key in other.origins)
+
+
 WRONG = {
     "base = 3": "base: expected text",
     "[recipe]\nsteps = 3": "base: missing",
@@ -142,7 +153,10 @@ WRONG = {
     BASE + "model = 3": "model: expected a table [model]",
     BASE + "[recipe]\nstep = 3": "recipe.step: unknown key; did you mean steps?",
     BASE + "[recipe]\nsteps = 0": "recipe.steps: must be at least 1, got 0",
-    BASE + "[recipe.sampler]\nnmae = 'x'": "recipe.sampler.nmae: unknown key; did you mean name?",
+    BASE + "[recipe.sampler]\nnmae = 'x'": "recipe.sampler.nmae: sampler 'euler' has no option 'nmae'",
+    BASE + "[recipe.sampler]\nname = 'eulr'": "recipe.sampler.name: unknown sampler 'eulr'; did you mean euler?",
+    BASE
+    + "[recipe.sampler]\nname = 'lms'\norder = 5": "recipe.sampler.order: order of sampler 'lms' must be 1, 2, 3 or",
     "[model]\nname = 'x'": "model.kind: missing",
     "[model.network]\nchanel_mult = [1]": "model.network.chanel_mult: unknown key; did you mean channel_mult?",
 }

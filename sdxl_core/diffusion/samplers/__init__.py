@@ -3,49 +3,19 @@
 A sampler is a generator (denoise, x, sigmas, *, noise, **options) -> Iterator[Step].
 """
 
-import inspect
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
 
 from sdxl_core.diffusion.samplers.dpmpp import dpmpp_2m, dpmpp_2s_ancestral
 from sdxl_core.diffusion.samplers.euler import euler, euler_ancestral
 from sdxl_core.diffusion.samplers.heun import heun
 from sdxl_core.diffusion.samplers.lms import lms
-from sdxl_core.diffusion.samplers.moves import ancestral_levels
+from sdxl_core.diffusion.samplers.sampler import OneOf, Sampler
 from sdxl_core.errors import UsageError
 from sdxl_core.typed_toml import suggestion
-from sdxl_core.types import Step
-
-
-@dataclass(frozen=True, slots=True)
-class Sampler:
-    """One row of the table.
-
-    Args:
-        name: what presets and the command line call it.
-        fn: the generator.
-        order: of convergence, once it has its history, without the noise it may add.
-        calls: model calls of a step; a step down to level 0 always makes one.
-        stochastic: draws noise with its default options.
-        source: where the method was published.
-    """
-
-    name: str
-    fn: Callable[..., Iterator[Step]]
-    order: int
-    calls: int
-    stochastic: bool
-    source: str
-
-    @property
-    def options(self) -> dict[str, float | int]:
-        """The options it takes, each with its default."""
-        parameters = inspect.signature(self.fn).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "noise"}
-
+from sdxl_core.types import Option, Prediction
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
@@ -54,7 +24,15 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "euler_ancestral": Sampler("euler_ancestral", euler_ancestral, 1, 1, True, "arXiv:2010.02502"),
         "dpmpp_2s_ancestral": Sampler("dpmpp_2s_ancestral", dpmpp_2s_ancestral, 2, 2, True, "arXiv:2211.01095"),
         "dpmpp_2m": Sampler("dpmpp_2m", dpmpp_2m, 2, 1, False, "arXiv:2211.01095"),
-        "lms": Sampler("lms", lms, 4, 1, False, "Hairer, Norsett, Wanner: Solving ODEs I, III.5"),
+        "lms": Sampler(
+            "lms",
+            lms,
+            4,
+            1,
+            False,
+            "Hairer, Norsett, Wanner: Solving ODEs I, III.5",
+            {"order": OneOf((1, 2, 3, 4))},
+        ),
     }
 )
 
@@ -70,32 +48,43 @@ def resolve_sampler(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def check_options(name: str, options: Mapping[str, float | int]) -> None:
-    """Refuse an unknown sampler, an option that it does not take, or a value outside the option's range.
+def check_options(name: str, options: Mapping[str, object]) -> None:
+    """Refuse an unknown sampler, an option that it does not take, or a value that the option cannot have.
 
     Raises:
         UsageError: with a suggestion where there is one.
     """
-    taken = resolve_sampler(name).options
-    for option, value in options.items():
-        if option not in taken:
-            takes = f"it takes {', '.join(taken)}" if taken else "it takes no options"
-            raise UsageError(f"sampler {name!r} has no option {option!r}{suggestion(option, taken)}", hint=takes)
-        if option == "order" and value not in (1, 2, 3, 4):
-            raise UsageError(f"order of sampler {name!r} must be 1, 2, 3 or 4, not {value}")
-        if not value >= 0 or (math.isinf(value) and option != "s_tmax"):
-            raise UsageError(f"{option} of sampler {name!r} must be a number of at least 0, not {value}")
+    resolve_sampler(name).check(options)
 
 
-def model_calls(name: str, sigmas: Sequence[float], options: Mapping[str, float | int] | None = None) -> int:
-    """How many times `denoise` will be called over the whole list; exact.
+def model_calls(name: str, sigmas: Sequence[float], options: Mapping[str, Option] | None = None) -> int | None:
+    """How many times `denoise` will be called over the whole list; None where only the run itself can tell.
 
     Raises:
         UsageError: as `check_options`.
     """
     options = options or {}
     check_options(name, options)
+    return _walked_calls(name, tuple(sigmas), tuple(options.items()))
+
+
+@lru_cache(maxsize=64)
+def _walked_calls(name: str, sigmas: tuple[float, ...], options: tuple[tuple[str, Option], ...]) -> int | None:
+    """Walk the list with the number 0 for a latent: how often a sampler asks does not depend on the answers."""
     sampler = SAMPLERS[name]
-    eta = {**sampler.options, **options}.get("eta", 0.0)
-    landings = (ancestral_levels(sigma, sigma_next, eta)[0] for sigma, sigma_next in pairwise(sigmas))
-    return sum(sampler.calls if landing > 0 else 1 for landing in landings)
+    if sampler.calls is None:
+        return None
+    answer = Prediction(_NOTHING, _NOTHING)
+    steps = sampler.fn(lambda x, sigma: answer, _NOTHING, sigmas, noise=_Silence(), **dict(options))
+    return sum(step.calls for step in steps)
+
+
+_NOTHING: Any = 0.0
+
+
+class _Silence:
+    def __call__(self) -> Any:
+        return _NOTHING
+
+    def between(self, sigma: float, sigma_next: float) -> Any:
+        return _NOTHING

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from sdxl_core.diffusion.discretization import check_sigmas
+from sdxl_core.diffusion.levels import check_sigmas
 from sdxl_core.diffusion.samplers.moves import Churn, toward
 from sdxl_core.types import Denoise, Noise, Step
 

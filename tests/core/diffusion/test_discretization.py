@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from sdxl_core.config import DenoiserConfig, DiscretizationConfig
 from sdxl_core.diffusion.discretization import (
     alpha_bars,
-    check_sigmas,
     edm,
     legacy_ddpm,
     legacy_ddpm_table,
@@ -25,6 +24,7 @@ from sdxl_core.diffusion.discretization import (
     sigma_to_fractional_timestep,
     sigma_to_timestep,
 )
+from sdxl_core.diffusion.levels import check_sigmas
 from sdxl_core.errors import ScheduleError
 
 PUBLISHED = json.loads((Path(__file__).parents[2] / "data" / "sigma_tables.json").read_text(encoding="utf-8"))

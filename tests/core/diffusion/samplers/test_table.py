@@ -1,5 +1,11 @@
-import pytest
+import math
+from typing import Any
 
+import pytest
+import tomli
+from pydantic import ValidationError
+
+from sdxl_cli.toml_text import to_toml
 from sdxl_core.config import SamplerConfig
 from sdxl_core.diffusion.discretization import legacy_ddpm
 from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls, resolve_sampler
@@ -16,14 +22,37 @@ def test_the_table_cannot_be_changed() -> None:
         SAMPLERS["mine"] = SAMPLERS["euler"]  # type: ignore[index]
 
 
-def test_every_option_of_the_table_can_be_written_in_a_preset() -> None:
-    options = {option for sampler in SAMPLERS.values() for option in sampler.options}
-    assert options == set(SamplerConfig.model_fields) - {"name"}
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_every_option_goes_through_toml_and_json(name: str) -> None:
+    options = {key: value for key, value in SAMPLERS[name].options.items() if value != math.inf}
+    config = SamplerConfig(name=name, **options)  # type: ignore[arg-type]
+    assert config.options() == options
+    assert SamplerConfig.model_validate_json(config.model_dump_json()) == config
+    assert SamplerConfig(**tomli.loads(to_toml(config.model_dump()))) == config
+
+
+def test_an_option_that_is_none_is_not_set() -> None:
+    assert SamplerConfig(name="euler", s_churn=None).options() == {}  # type: ignore[call-arg]
+
+
+def test_no_option_is_set_to_what_json_cannot_say() -> None:
+    with pytest.raises(ValidationError, match="s_tmax must be finite"):
+        SamplerConfig(name="euler", s_tmax=math.inf)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_defaults_are_accepted(name: str) -> None:
     check_options(name, SAMPLERS[name].options)
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_every_row_says_what_it_is_and_what_its_words_may_be(name: str) -> None:
+    sampler = SAMPLERS[name]
+    assert 3 <= len(sampler.summary) <= 80
+    assert not sampler.summary.endswith(".")
+    assert set(sampler.allowed) <= set(sampler.options)
+    words = {option for option, default in sampler.options.items() if isinstance(default, str)}
+    assert words <= set(sampler.allowed), "a word must be one of a list"
 
 
 @pytest.mark.parametrize(
@@ -38,9 +67,13 @@ def test_defaults_are_accepted(name: str) -> None:
         ("euler_ancestral", {"eta": float("nan")}, "must be a number of at least 0, not nan"),
         ("lms", {"order": 5}, "order of sampler 'lms' must be 1, 2, 3 or 4, not 5"),
         ("lms", {"order": 2.5}, "must be 1, 2, 3 or 4, not 2.5"),
+        ("lms", {"order": True}, "must be 1, 2, 3 or 4, not true"),
+        ("euler", {"s_churn": True}, "must be a number of at least 0, not true"),
+        ("euler", {"s_churn": "much"}, "must be a number of at least 0, not 'much'"),
+        ("euler", {"s_churn": (1.0,)}, "must be a number of at least 0, not [1.0]"),
     ],
 )
-def test_what_a_sampler_does_not_take_is_refused(name: str, options: dict[str, float], message: str) -> None:
+def test_what_a_sampler_does_not_take_is_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         check_options(name, options)
     assert message in caught.value.message
