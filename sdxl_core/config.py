@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Config(BaseModel):
@@ -57,7 +58,11 @@ class NetworkConfig(Config):
 
 
 class FirstStageConfig(Config):
-    """The KL autoencoder; latent = scale_factor x encoding."""
+    """The KL autoencoder; latent = scale_factor x encoding.
+
+    A model whose file gives the mean and deviation of its encodings, one number a channel, works on
+    latent = scale_factor x (encoding - latent_mean) / latent_std.
+    """
 
     ch: Positive = 128
     ch_mult: tuple[Positive, ...] = (1, 2, 4, 4)
@@ -67,6 +72,15 @@ class FirstStageConfig(Config):
     out_ch: Positive = 3
     norm_groups: Positive = 32
     scale_factor: Finite = 0.13025
+    latent_mean: tuple[Finite, ...] | None = None
+    latent_std: tuple[PositiveNumber, ...] | None = None
+
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> "FirstStageConfig":
+        counts = {len(numbers) for numbers in (self.latent_mean, self.latent_std) if numbers is not None}
+        if counts - {self.z_channels} or (self.latent_mean is None) != (self.latent_std is None):
+            raise ValueError(f"latent_mean and latent_std come together, {self.z_channels} numbers each")
+        return self
 
     @property
     def factor(self) -> int:
@@ -75,17 +89,39 @@ class FirstStageConfig(Config):
 
 
 class DenoiserConfig(Config):
-    """The preconditioning, and the table of noise levels the network was trained on.
+    """What the network predicts, and the noise levels it was trained on.
 
-    quantize: replace sigma by the nearest level of the table, as the original engine does.
+    scaling: the network predicts
+        eps: the noise; v: the velocity, both on a table of levels made of betas, and is told a level's index.
+        edm: as in the paper; edm_v: v with sigma_data 1; both on every level of a range, and is told ln(sigma) / 4.
+        flow: noise - clean latent, on straight lines between the two, and is told 1000 x the share of noise.
+    zero_terminal_snr: v only: shift and stretch the table until its last level is pure noise but for what that program
+        leaves, sigma 4518.76 or 4096.
+    sigma_min, sigma_max: edm and edm_v only, the trained range; None for that of the published model of the kind.
+    shift: flow only: every level times this number, for models trained at a larger size than their schedule.
+    quantize: eps and v only: replace sigma by the nearest level of the table, as the original engine does.
     """
 
-    scaling: Literal["eps", "v", "edm"] = "eps"
+    scaling: Literal["eps", "v", "edm", "edm_v", "flow"] = "eps"
     num_idx: Positive = 1000
     linear_start: Finite = 0.00085
     linear_end: Finite = 0.0120
-    sigma_data: Finite = 0.5  # EDM scaling only
+    zero_terminal_snr: Literal["comfy", "diffusers"] | None = None
+    sigma_data: Finite = 0.5  # edm only
+    sigma_min: PositiveNumber | None = None
+    sigma_max: PositiveNumber | None = None
+    shift: PositiveNumber = 1.0
     quantize: bool = True
+
+    @model_validator(mode="after")
+    def _belongs_to_the_scaling(self) -> "DenoiserConfig":
+        if self.zero_terminal_snr is not None and self.scaling != "v":
+            raise ValueError(f"zero_terminal_snr needs a network that predicts v, not {self.scaling}")
+        if self.shift != 1.0 and self.scaling != "flow":
+            raise ValueError(f"shift needs a network that predicts flow, not {self.scaling}")
+        if (self.sigma_min or self.sigma_max) and self.scaling not in ("edm", "edm_v"):
+            raise ValueError(f"sigma_min and sigma_max need a network that predicts edm or edm_v, not {self.scaling}")
+        return self
 
 
 def _check_heads(width: int, heads: int) -> None:
@@ -218,8 +254,8 @@ class DiscretizationConfig(Config):
     """The noise levels that sampling walks through."""
 
     name: Literal["legacy_ddpm", "edm"] = "legacy_ddpm"
-    sigma_min: Finite | None = None  # edm only; None: 0.0292
-    sigma_max: Finite | None = None  # edm only; None: 14.6146
+    sigma_min: Finite | None = None  # edm only; None: 0.0292, or the model's own lowest where it has other levels
+    sigma_max: Finite | None = None  # edm only; None: 14.6146, or the model's own highest
     rho: Finite | None = None  # edm only; None: 3.0
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from sdxl_core.config import DenoiserConfig
-from sdxl_core.diffusion.discretization import legacy_ddpm_table, sigma_to_fractional_timestep, sigma_to_timestep
-from sdxl_core.diffusion.scaling import SCALINGS, continuous_c_noise
+from sdxl_core.diffusion.discretization import sigma_to_fractional_timestep, sigma_to_timestep, trained_levels
+from sdxl_core.diffusion.scaling import LEVEL_TOLD, SCALINGS
 from sdxl_core.types import Conditioning, Network
 
 
@@ -14,7 +14,8 @@ class Denoiser:
 
     With the eps or v scaling the network is told a timestep. With `quantize`, as in the original engine, sigma is first
     replaced by the nearest of the trained levels, and the timestep is that level's index; without, sigma is used as it
-    is, and the timestep is a fraction between two levels. With the edm scaling the network is told ln(sigma) / 4.
+    is, and the timestep is a fraction between two levels. With the other scalings there is no table to go by: the
+    network is told the level itself, see `LEVEL_TOLD`.
 
     Args:
         config: scaling, table of levels, quantization.
@@ -25,8 +26,9 @@ class Denoiser:
 
     def __init__(self, config: DenoiserConfig) -> None:
         self.config = config
-        self.discrete = config.quantize and config.scaling != "edm"
-        self._levels = legacy_ddpm_table(config.num_idx, config.linear_start, config.linear_end)
+        self._told = LEVEL_TOLD.get(config.scaling)
+        self.discrete = config.quantize and self._told is None
+        self._levels = trained_levels(config)
         self.table = torch.from_numpy(self._levels)
         self._scaling = SCALINGS[config.scaling]
 
@@ -60,8 +62,7 @@ class Denoiser:
             c_noise, level = float(index), float(self._levels[index])
         else:
             level = sigma
-            edm = self.config.scaling == "edm"
-            c_noise = continuous_c_noise(sigma) if edm else sigma_to_fractional_timestep(sigma, self._levels)
+            c_noise = sigma_to_fractional_timestep(sigma, self._levels) if self._told is None else self._told(sigma)
         return torch.full((x.shape[0],), c_noise, dtype=x.dtype, device=x.device), level
 
     def _per_sample(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,8 +74,8 @@ class Denoiser:
             table = self.table.to(x.device, x.dtype)
             index = (level[:, None] - table).abs().argmin(dim=1)
             c_noise, level = index.to(x.dtype), table[index]
-        elif self.config.scaling == "edm":
-            c_noise = continuous_c_noise(level)
+        elif self._told is not None:
+            c_noise = self._told(level)
         else:
             fractions = [sigma_to_fractional_timestep(each, self._levels) for each in sigma.tolist()]
             c_noise = torch.tensor(fractions, dtype=x.dtype, device=x.device)

@@ -6,7 +6,8 @@ float32 torch arithmetic; the same roundings are made here in the same places, s
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +27,15 @@ LINEAR_END = 0.0120
 SIGMA_MIN = 0.0292
 SIGMA_MAX = 14.6146
 RHO = 3.0
+
+TERMINAL_ALPHA_BARS: Mapping[str, float] = MappingProxyType({"comfy": 4.8973451890853435e-08, "diffusers": 2.0**-24})
+"""What programs put in place of the last alpha_bar of a zero-terminal-SNR table, which is 0: sigma 4518.76 and 4096."""
+
+RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"edm": (0.002, 80.0), "edm_v": (0.002, 120.0)})
+"""Scaling -> the trained range of the published model of its kind (Playground v2.5, CosXL)."""
+
+FLOW_LAST = 0.9
+"""A flow's last time is that of step num_idx - 1 and this share of a step: at the whole step sigma is infinite."""
 
 
 def linear_betas(n: int = NUM_IDX, linear_start: float = LINEAR_START, linear_end: float = LINEAR_END) -> Float64:
@@ -60,7 +70,73 @@ def legacy_ddpm_table(
     Raises:
         ScheduleError: as `linear_betas`.
     """
-    kept = alpha_bars(linear_betas(num_idx, linear_start, linear_end))
+    return _sigmas_of(alpha_bars(linear_betas(num_idx, linear_start, linear_end)))
+
+
+def zero_terminal_alpha_bars(kept: Float64, terminal: float) -> Float64:
+    """Shift sqrt(alpha_bar) by its last value, then stretch it so that the first stays: the last level is pure noise.
+
+    Args:
+        kept: (n,) descending alpha_bars.
+        terminal: stands in for the last one, which comes out as 0; see `TERMINAL_ALPHA_BARS`.
+
+    Raises:
+        ScheduleError: fewer than two levels.
+
+    Source: Lin et al. 2023, arXiv:2305.08891, algorithm 1.
+    """
+    if len(kept) < 2:
+        raise ScheduleError(f"a table of {len(kept)} level cannot be stretched to zero terminal SNR")
+    roots = np.sqrt(kept)
+    stretched: Float64 = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+    stretched[-1] = terminal
+    return stretched
+
+
+def trained_levels(denoiser: DenoiserConfig) -> Float32:
+    """The num_idx noise levels of a model, ascending, float32: what every schedule of the model is made of.
+
+    eps, v: the levels of the betas, see `legacy_ddpm_table`, stretched to zero terminal SNR where that was trained.
+    edm, edm_v: evenly spaced in ln(sigma) over the trained range; the network knows every level between them.
+    flow: the share of noise t is evenly spaced from 1 / num_idx to almost 1. The straight line
+        x_t = (1 - t) x0 + t eps is (1 - t) times x0 + sigma eps with sigma = t / (1 - t), and the usual shift of time,
+        t -> shift t / (1 + (shift - 1) t), is shift x sigma.
+
+    Raises:
+        ScheduleError: as `linear_betas`, or a range that does not rise.
+
+    Source of the flow: Liu et al. 2022, arXiv:2209.03003; of its shift: Esser et al. 2024, arXiv:2403.03206.
+    """
+    if denoiser.scaling in RANGES:
+        low, high = trained_range(denoiser)
+        return np.exp(_linspace(math.log(low), math.log(high), denoiser.num_idx, np.float64)).astype(np.float32)
+    if denoiser.scaling == "flow":
+        steps = np.arange(1, denoiser.num_idx + 1, dtype=np.float64)
+        steps[-1] = denoiser.num_idx - 1 + FLOW_LAST
+        return (denoiser.shift * steps / (denoiser.num_idx - steps)).astype(np.float32)
+    if denoiser.zero_terminal_snr is None:
+        return legacy_ddpm_table(denoiser.num_idx, denoiser.linear_start, denoiser.linear_end)
+    kept = alpha_bars(linear_betas(denoiser.num_idx, denoiser.linear_start, denoiser.linear_end))
+    return _sigmas_of(zero_terminal_alpha_bars(kept, TERMINAL_ALPHA_BARS[denoiser.zero_terminal_snr]))
+
+
+def trained_range(denoiser: DenoiserConfig) -> tuple[float, float]:
+    """Lowest and highest level of a model; for a range exactly as it was given.
+
+    Raises:
+        ScheduleError: as `trained_levels`.
+    """
+    if denoiser.scaling not in RANGES:
+        table = trained_levels(denoiser)
+        return float(table[0]), float(table[-1])
+    low, high = RANGES[denoiser.scaling]
+    low, high = denoiser.sigma_min or low, denoiser.sigma_max or high
+    if low >= high:
+        raise ScheduleError(f"the model's trained range is empty: sigma_min {low:g} is not below sigma_max {high:g}")
+    return low, high
+
+
+def _sigmas_of(kept: Float64) -> Float32:
     return np.sqrt(((1.0 - kept) / kept).astype(np.float32))
 
 
@@ -74,16 +150,19 @@ def legacy_ddpm_timesteps(n: int, num_idx: int = NUM_IDX) -> tuple[int, ...]:
     return tuple(int(t) for t in np.linspace(num_idx - 1, 0, n, endpoint=False))
 
 
-def legacy_ddpm(
-    n: int, num_idx: int = NUM_IDX, linear_start: float = LINEAR_START, linear_end: float = LINEAR_END
-) -> tuple[float, ...]:
-    """A list of n levels of the training table, evenly spaced in timestep, then 0: n + 1 decreasing floats.
+def legacy_ddpm(n: int, denoiser: DenoiserConfig | None = None) -> tuple[float, ...]:
+    """A list of n levels of the trained table, evenly spaced in timestep, then 0: n + 1 decreasing floats.
+
+    Args:
+        n: steps.
+        denoiser: whose levels; None for SDXL's.
 
     Raises:
-        ScheduleError: n < 1, n > num_idx, or bad betas.
+        ScheduleError: n < 1, n > num_idx, or levels that cannot be made.
     """
-    timesteps = legacy_ddpm_timesteps(n, num_idx)
-    table = legacy_ddpm_table(num_idx, linear_start, linear_end)
+    denoiser = denoiser or DenoiserConfig()
+    timesteps = legacy_ddpm_timesteps(n, denoiser.num_idx)
+    table = trained_levels(denoiser)
     return (*(float(table[t]) for t in timesteps), 0.0)
 
 
@@ -160,12 +239,15 @@ def resolve_sigmas(discretization: DiscretizationConfig, n: int, denoiser: Denoi
     given = {k: getattr(discretization, k) for k in ("sigma_min", "sigma_max", "rho")}
     given = {k: v for k, v in given.items() if v is not None}
     if discretization.name == "edm":
+        if denoiser.scaling not in ("eps", "v") or denoiser.zero_terminal_snr is not None:
+            low, high = trained_range(denoiser)
+            given = {"sigma_min": low, "sigma_max": high, **given}
         return edm(n, **given)
     if given:
         raise ScheduleError(
             f"{', '.join(given)} cannot be set for the legacy_ddpm discretization", hint="use the edm discretization"
         )
-    return legacy_ddpm(n, denoiser.num_idx, denoiser.linear_start, denoiser.linear_end)
+    return legacy_ddpm(n, denoiser)
 
 
 def _check_steps(n: int, most: int) -> None:

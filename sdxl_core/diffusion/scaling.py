@@ -51,6 +51,17 @@ def edm_scaling(sigma: Level, sigma_data: float) -> Coefficients[Level]:
     return Coefficients(sigma_data**2 / total, sigma * sigma_data / total**0.5, 1 / total**0.5)
 
 
+def flow_scaling(sigma: Level, sigma_data: float) -> Coefficients[Level]:
+    """The network predicts eps - x0 on the straight line x_t = (1 - t) x0 + t eps. sigma_data is taken as 1.
+
+    With sigma = t / (1 - t) the line is x_t = (x0 + sigma eps) / (1 + sigma), and x0 = x_t - t F.
+
+    Source: Liu et al. 2022, arXiv:2209.03003, equation 1, with time turned round so that t = 1 is noise.
+    """
+    total = sigma + 1
+    return Coefficients(1 / total, -sigma / total, 1 / total)
+
+
 def continuous_c_noise(sigma: Level) -> Level:
     """ln(sigma) / 4, what a network without a table of levels is told; sigma > 0. Source: as `edm_scaling`."""
     if isinstance(sigma, Tensor):
@@ -58,7 +69,19 @@ def continuous_c_noise(sigma: Level) -> Level:
     return math.log(sigma) / 4
 
 
+def flow_c_noise(sigma: Level) -> Level:
+    """1000 t, what a network of flows is told; t = sigma / (1 + sigma). Source: as `flow_scaling`."""
+    return 1000 * sigma / (1 + sigma)
+
+
 Scaling = Callable[[Any, float], Coefficients[Any]]
 """(sigma, sigma_data) -> coefficients in the form of sigma."""
 
-SCALINGS: Mapping[str, Scaling] = MappingProxyType({"eps": eps_scaling, "v": v_scaling, "edm": edm_scaling})
+SCALINGS: Mapping[str, Scaling] = MappingProxyType(
+    {"eps": eps_scaling, "v": v_scaling, "edm": edm_scaling, "edm_v": v_scaling, "flow": flow_scaling}
+)
+
+LEVEL_TOLD: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {"edm": continuous_c_noise, "edm_v": continuous_c_noise, "flow": flow_c_noise}
+)
+"""What a network without a table of levels is told of sigma; those of the other scalings are told a place in theirs."""

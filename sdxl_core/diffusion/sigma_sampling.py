@@ -44,7 +44,9 @@ class DiscreteSampling:
 class EdmSampling:
     """Log-normal: ln(sigma) ~ N(p_mean, p_std^2).
 
-    Source: Karras et al. 2022, arXiv:2206.00364, table 1.
+    For a flow this is the logit-normal sampling of its time, since ln(sigma) = ln(t / (1 - t)).
+
+    Source: Karras et al. 2022, arXiv:2206.00364, table 1; of the flow: Esser et al. 2024, arXiv:2403.03206.
     """
 
     p_mean: float = -1.2

@@ -1,7 +1,7 @@
 """How much each noise level counts in the loss on the clean latent, (D - x0)^2.
 
 A prediction error of the raw network is the error of D divided by |c_out|, so a weight of 1 / c_out^2 here is a
-weight of 1 there: `eps_weighting` is plain noise prediction, `v_weighting` plain v prediction.
+weight of 1 there: `eps_weighting` is plain noise prediction, `v_weighting` plain v prediction (also that of edm_v).
 """
 
 from collections.abc import Callable, Mapping
@@ -37,6 +37,14 @@ def v_weighting(sigma: Tensor) -> Tensor:
     return edm_weighting(sigma, 1.0)
 
 
+def flow_weighting(sigma: Tensor) -> Tensor:
+    """((1 + sigma) / sigma)^2: every level counts the same in the loss on the flow, eps - x0.
+
+    Source: `flow_scaling`; Liu et al. 2022, arXiv:2209.03003, equation 1.
+    """
+    return ((1 + sigma) / sigma) ** 2
+
+
 def min_snr_weighting(sigma: Tensor, gamma: float = 5.0) -> Tensor:
     """min(1 / sigma^2, gamma): low noise counts no more than gamma, whatever the network predicts.
 
@@ -56,6 +64,7 @@ WEIGHTINGS: Mapping[str, Weighting] = MappingProxyType(
         "eps": eps_weighting,
         "v": v_weighting,
         "edm": edm_weighting,
+        "flow": flow_weighting,
         "min_snr": min_snr_weighting,
     }
 )

@@ -170,8 +170,24 @@ class Decoder(nn.Module):
         return out
 
 
+def scale_latent(encoding: Tensor, config: FirstStageConfig) -> Tensor:
+    """The latent that the network works on, of an encoding (b, z, h, w): about of unit variance."""
+    if config.latent_mean is None or config.latent_std is None:
+        return config.scale_factor * encoding
+    mean, std = (encoding.new_tensor(s)[:, None, None] for s in (config.latent_mean, config.latent_std))
+    return config.scale_factor * (encoding - mean) / std
+
+
+def unscale_latent(latent: Tensor, config: FirstStageConfig) -> Tensor:
+    """The inverse of `scale_latent`."""
+    if config.latent_mean is None or config.latent_std is None:
+        return latent / config.scale_factor
+    mean, std = (latent.new_tensor(s)[:, None, None] for s in (config.latent_mean, config.latent_std))
+    return latent / config.scale_factor * std + mean
+
+
 class AutoencoderKL(nn.Module):
-    """The KL autoencoder; a latent is `scale_factor` times an encoding, so that it is near unit variance.
+    """The KL autoencoder; a latent is a scaled encoding, see `scale_latent`.
 
     Args:
         config: widths and the scale.
@@ -208,9 +224,9 @@ class AutoencoderKL(nn.Module):
         mean, logvar = self.moments(image)
         if noise is not None:
             mean = mean + torch.exp(0.5 * logvar) * noise
-        return self.config.scale_factor * mean
+        return scale_latent(mean, self.config)
 
     def decode(self, latent: Tensor) -> Tensor:
         """The image (b, 3, h, w), about in [-1, 1], of a scaled latent (b, z, h/8, w/8)."""
-        image: Tensor = self.decoder(self.post_quant_conv(latent / self.config.scale_factor))
+        image: Tensor = self.decoder(self.post_quant_conv(unscale_latent(latent, self.config)))
         return image

@@ -59,7 +59,7 @@ class DiffusionLossConfig(Config):
     index_range: tuple[Annotated[int, Field(ge=0)], Positive] | None = None  # discrete only, [first, last)
     p_mean: Finite = -1.2  # edm only
     p_std: Annotated[float, Field(gt=0)] = 1.2  # edm only
-    weighting: Literal["unit", "eps", "v", "edm", "min_snr"] = "eps"
+    weighting: Literal["unit", "eps", "v", "edm", "flow", "min_snr"] = "eps"
     min_snr_gamma: Annotated[float, Field(gt=0)] = 5.0  # min_snr only
     caption_dropout: Fraction = 0.1  # share of pictures trained without any text, for guidance
 

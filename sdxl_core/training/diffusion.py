@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from sdxl_core.conditioning.conditioner import Conditioner
 from sdxl_core.conditioning.request import ConditionRequest
+from sdxl_core.config import FirstStageConfig
 from sdxl_core.diffusion.denoiser import Denoiser
 from sdxl_core.diffusion.losses import StandardDiffusionLoss
 from sdxl_core.diffusion.sigma_sampling import DiscreteSampling, EdmSampling, SigmaSampling
-from sdxl_core.diffusion.weighting import WEIGHTINGS, Weighting, min_snr_weighting
+from sdxl_core.diffusion.weighting import WEIGHTINGS, Weighting, edm_weighting, min_snr_weighting
+from sdxl_core.models.autoencoder import scale_latent
 from sdxl_core.models.unet import UNet
 from sdxl_core.training.config import DiffusionLossConfig, TrainConfig
 from sdxl_core.training.data import BucketedDraw, Picture
@@ -30,6 +32,8 @@ def build_loss(config: DiffusionLossConfig, denoiser: Denoiser) -> StandardDiffu
     weighting: Weighting = WEIGHTINGS[config.weighting]
     if config.weighting == "min_snr":
         weighting = partial(min_snr_weighting, gamma=config.min_snr_gamma)
+    if config.weighting == "edm":
+        weighting = partial(edm_weighting, sigma_data=denoiser.config.sigma_data)
     return StandardDiffusionLoss(sampling, weighting, config.distance, config.offset_noise)
 
 
@@ -48,7 +52,7 @@ class DiffusionStage:
         denoiser: Denoiser,
         pictures: Sequence[Picture],
         cache: LatentCache,
-        scale_factor: float,
+        first_stage: FirstStageConfig,
         config: TrainConfig,
         device: torch.device,
     ) -> None:
@@ -56,7 +60,7 @@ class DiffusionStage:
             raise TypeError("a diffusion stage needs a diffusion loss")
         self.modules = nn.ModuleDict({"model": nn.ModuleDict({"diffusion_model": network})})
         self.conditioner, self.denoiser = conditioner.requires_grad_(False), denoiser
-        self.pictures, self.cache, self.scale_factor, self.device = pictures, cache, scale_factor, device
+        self.pictures, self.cache, self.first_stage, self.device = pictures, cache, first_stage, device
         self.caption_dropout = config.loss.caption_dropout
         self.diffusion_loss = build_loss(config.loss, denoiser)
         self.draw = BucketedDraw([p.size for p in pictures], config.data.buckets, config.data.batch_size)
@@ -90,7 +94,8 @@ class DiffusionStage:
         # Widened before they are stacked: autocast on the CPU refuses to join float16.
         moments = torch.stack([self.cache.moments[i].float() for i in indexes.tolist()])
         mean, std = moments.chunk(2, dim=1)
-        x0 = (self.scale_factor * (mean + std * torch.randn(mean.shape, generator=generator))).to(self.device)
+        encoding = mean + std * torch.randn(mean.shape, generator=generator)
+        x0 = scale_latent(encoding, self.first_stage).to(self.device)
         cond = self.condition(indexes, generator)
         losses = self.diffusion_loss(self._network, self.denoiser, x0, cond, generator)
         return losses.mean(), {}

@@ -110,7 +110,7 @@ def _build_stage(
         Denoiser(model.denoiser),
         pictures,
         cache,
-        model.first_stage.scale_factor,
+        model.first_stage,
         config,
         device,
     )

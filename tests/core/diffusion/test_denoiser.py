@@ -65,31 +65,40 @@ def test_a_level_beyond_the_table_is_replaced_by_its_end(sigma: float, index: in
     assert network.c_noise.tolist() == [index, index]
 
 
-@pytest.mark.parametrize("scaling", ["eps", "v", "edm"])
+@pytest.mark.parametrize("scaling", ["eps", "v", "edm", "edm_v", "flow"])
 def test_without_quantization_the_level_is_kept(scaling: str) -> None:
     denoiser = Denoiser(DenoiserConfig(scaling=scaling, quantize=False))  # type: ignore[arg-type]
     x, out = latents(torch.float64)
     network = Recorder(out)
     denoised = denoiser(network, x, 1.2345, COND)
-    told = math.log(1.2345) / 4 if scaling == "edm" else sigma_to_fractional_timestep(1.2345, denoiser.table.tolist())
+    told = {
+        "edm": math.log(1.2345) / 4,
+        "edm_v": math.log(1.2345) / 4,
+        "flow": 1000 * 1.2345 / 2.2345,
+    }.get(scaling, sigma_to_fractional_timestep(1.2345, denoiser.table.tolist()))
     assert network.c_noise.tolist() == pytest.approx([told] * 2, rel=1e-12)
+    v = x / (1.2345**2 + 1) - out * 1.2345 / math.sqrt(1.2345**2 + 1)
     expected = {
         "eps": x - 1.2345 * out,
-        "v": x / (1.2345**2 + 1) - out * 1.2345 / math.sqrt(1.2345**2 + 1),
+        "v": v,
+        "edm_v": v,
+        "flow": (x - 1.2345 * out) / 2.2345,
         "edm": x * 0.25 / (1.2345**2 + 0.25) + out * 1.2345 * 0.5 / math.sqrt(1.2345**2 + 0.25),
     }[scaling]
     torch.testing.assert_close(denoised, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_edm_has_no_table_to_quantize_to() -> None:
+@pytest.mark.parametrize("scaling", ["edm", "edm_v", "flow"])
+def test_a_network_of_every_level_has_no_table_to_quantize_to(scaling: str) -> None:
     x, out = latents()
     network = Recorder(out)
-    Denoiser(DenoiserConfig(scaling="edm", quantize=True))(network, x, 1.2345, COND)
-    assert network.c_noise.tolist() == pytest.approx([math.log(1.2345) / 4] * 2)
+    Denoiser(DenoiserConfig(scaling=scaling, quantize=True))(network, x, 1.2345, COND)  # type: ignore[arg-type]
+    told = 1000 * 1.2345 / 2.2345 if scaling == "flow" else math.log(1.2345) / 4
+    assert network.c_noise.tolist() == pytest.approx([told] * 2)
 
 
 @pytest.mark.parametrize("quantize", [True, False])
-@pytest.mark.parametrize("scaling", ["eps", "v", "edm"])
+@pytest.mark.parametrize("scaling", ["eps", "v", "edm", "edm_v", "flow"])
 def test_one_level_a_picture_gives_what_each_level_gives_alone(scaling: str, quantize: bool) -> None:
     denoiser = Denoiser(DenoiserConfig(scaling=scaling, quantize=quantize))  # type: ignore[arg-type]
     x, out = latents()

@@ -23,6 +23,9 @@ from sdxl_core.diffusion.discretization import (
     resolve_sigmas,
     sigma_to_fractional_timestep,
     sigma_to_timestep,
+    trained_levels,
+    trained_range,
+    zero_terminal_alpha_bars,
 )
 from sdxl_core.diffusion.levels import check_sigmas
 from sdxl_core.errors import ScheduleError
@@ -205,3 +208,80 @@ def test_fractional_timesteps_are_those_of_diffusers() -> None:
         assert sigma_to_fractional_timestep(sigma, table) == pytest.approx(theirs, abs=1e-3)
     for index in (0, 1, 500, 998, 999):
         assert sigma_to_fractional_timestep(float(table[index]), table) == pytest.approx(index, abs=1e-9)
+
+
+ZERO_TERMINAL = {
+    999: 4518.76, 998: 2254.2, 990: 246.0, 950: 41.31, 899: 18.13, 799: 7.411, 699: 4.114, 599: 2.605, 499: 1.768,
+    399: 1.241, 299: 0.8747, 199: 0.5948, 99: 0.3550, 0: 0.02917,
+}  # fmt: skip
+
+
+def test_a_zero_terminal_table_has_the_published_levels() -> None:
+    table = trained_levels(DenoiserConfig(scaling="v", zero_terminal_snr="comfy"))
+    assert {i: float(f"{table[i]:.4g}") for i in ZERO_TERMINAL} == pytest.approx(
+        {i: float(f"{level:.4g}") for i, level in ZERO_TERMINAL.items()}
+    )
+    assert float(table[-1]) == pytest.approx(4518.76, abs=0.005)
+    tail = trained_levels(DenoiserConfig(scaling="v", zero_terminal_snr="diffusers"))
+    assert np.array_equal(tail[:-1], table[:-1])
+    assert float(tail[-1]) == pytest.approx(4096, abs=1e-3)
+
+
+def test_stretching_keeps_the_first_level_and_changes_nothing_else_but_by_one_line() -> None:
+    kept = alpha_bars(linear_betas())
+    stretched = zero_terminal_alpha_bars(kept, 0.0)
+    assert stretched[0] == pytest.approx(kept[0], rel=1e-12)
+    assert stretched[-1] == 0
+    # The root of the new is a straight line over the root of the old.
+    slopes = np.diff(np.sqrt(stretched)) / np.diff(np.sqrt(kept))
+    assert np.ptp(slopes) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "denoiser",
+    [
+        DenoiserConfig(),
+        DenoiserConfig(scaling="v", zero_terminal_snr="comfy"),
+        DenoiserConfig(scaling="edm"),
+        DenoiserConfig(scaling="edm_v", sigma_min=0.01, sigma_max=100.0),
+        DenoiserConfig(scaling="flow", shift=2.5),
+    ],
+    ids=lambda c: c.scaling,
+)
+def test_trained_levels_rise_between_the_ends_of_their_range(denoiser: DenoiserConfig) -> None:
+    levels = trained_levels(denoiser)
+    assert levels.shape == (denoiser.num_idx,)
+    assert levels[0] > 0
+    assert (np.diff(levels) > 0).all()
+    assert (levels[0], levels[-1]) == pytest.approx(trained_range(denoiser), rel=1e-6)
+    for discretization in (DiscretizationConfig(), DiscretizationConfig(name="edm")):
+        sigmas = resolve_sigmas(discretization, 7, denoiser)
+        check_sigmas(sigmas)
+        assert len(sigmas) == 8
+        assert sigmas[0] == pytest.approx(float(levels[-1]), rel=1e-4)
+
+
+def test_a_range_is_evenly_spaced_in_the_logarithm_and_a_flow_in_its_share_of_noise() -> None:
+    logs = np.log(trained_levels(DenoiserConfig(scaling="edm_v")).astype(np.float64))
+    assert np.diff(logs) == pytest.approx(math.log(120 / 0.002) / 999, rel=1e-4)
+    levels = trained_levels(DenoiserConfig(scaling="flow", shift=4.0)).astype(np.float64) / 4
+    assert (levels / (1 + levels))[:-1] == pytest.approx(np.arange(1, 1000) / 1000, rel=1e-6)
+
+
+def test_the_published_range_of_an_edm_model_gives_the_published_list() -> None:
+    published = """80 57.586 40.786 28.375 19.353 12.910 8.4009 5.3152 3.2568 1.9233 1.0882 .5853 .2964 .1395 .0599
+        .0229 .0075 .002"""
+    levels = resolve_sigmas(DiscretizationConfig(name="edm", rho=7.0), 18, DenoiserConfig(scaling="edm"))
+    assert levels == pytest.approx([*map(float, published.split()), 0.0], rel=1e-4, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "message"),
+    [
+        (DenoiserConfig(scaling="edm", sigma_min=80.0), "sigma_min 80 is not below sigma_max 80"),
+        (DenoiserConfig(scaling="v", zero_terminal_snr="comfy", num_idx=1), "cannot be stretched"),
+    ],
+)
+def test_levels_that_no_model_has(denoiser: DenoiserConfig, message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
+        trained_levels(denoiser)

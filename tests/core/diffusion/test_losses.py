@@ -8,7 +8,15 @@ from sdxl_core.config import DenoiserConfig
 from sdxl_core.diffusion.denoiser import Denoiser
 from sdxl_core.diffusion.losses import StandardDiffusionLoss
 from sdxl_core.diffusion.sigma_sampling import DiscreteSampling
-from sdxl_core.diffusion.weighting import WEIGHTINGS, Weighting, eps_weighting, unit_weighting, v_weighting
+from sdxl_core.diffusion.weighting import (
+    WEIGHTINGS,
+    Weighting,
+    edm_weighting,
+    eps_weighting,
+    flow_weighting,
+    unit_weighting,
+    v_weighting,
+)
 from sdxl_core.types import Conditioning
 
 B = 3
@@ -37,14 +45,36 @@ def test_a_perfect_network_has_no_loss() -> None:
     assert losses.max() < 1e-9
 
 
-@pytest.mark.parametrize(("scaling", "weighting"), [("eps", eps_weighting), ("v", v_weighting)])
+@pytest.mark.parametrize(
+    ("config", "weighting"),
+    [
+        (DenoiserConfig(scaling="eps"), eps_weighting),
+        (DenoiserConfig(scaling="v"), v_weighting),
+        (DenoiserConfig(scaling="v", zero_terminal_snr="comfy"), v_weighting),
+        (DenoiserConfig(scaling="edm"), edm_weighting),
+        (DenoiserConfig(scaling="edm_v"), v_weighting),
+        (DenoiserConfig(scaling="flow", shift=3.0), flow_weighting),
+    ],
+    ids=["eps", "v", "v to zero snr", "edm", "edm_v", "flow"],
+)
 def test_its_own_weighting_makes_the_plain_loss_on_what_the_network_predicts(
-    scaling: str, weighting: Weighting
+    config: DenoiserConfig, weighting: Weighting
 ) -> None:
-    denoiser = Denoiser(DenoiserConfig(scaling=scaling))  # type: ignore[arg-type]
-    losses = StandardDiffusionLoss(UNIFORM, weighting).at(fixed_answer, denoiser, X0, COND, SIGMA, NOISE)
-    s = SIGMA[:, None, None, None]
-    target = NOISE if scaling == "eps" else (NOISE - s * X0) / (s**2 + 1).sqrt()
+    denoiser = Denoiser(config)
+    sigma = denoiser.table[[10, 500, 990]]
+    losses = StandardDiffusionLoss(DiscreteSampling(denoiser.table), weighting).at(
+        fixed_answer, denoiser, X0, COND, sigma, NOISE
+    )
+    s = sigma[:, None, None, None]
+    v = (NOISE - s * X0) / (s**2 + 1).sqrt()
+    x = X0 + s * NOISE
+    target = {
+        "eps": NOISE,
+        "v": v,
+        "edm": (X0 - 0.25 / (s**2 + 0.25) * x) * (s**2 + 0.25).sqrt() / (0.5 * s),
+        "edm_v": v,
+        "flow": NOISE - X0,
+    }[config.scaling]
     torch.testing.assert_close(losses, (OUT - target).square().mean(dim=(1, 2, 3)), rtol=1e-4, atol=1e-6)
 
 

@@ -4,7 +4,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler
 
-from sdxl_core.diffusion.scaling import SCALINGS, continuous_c_noise, edm_scaling, eps_scaling, v_scaling
+from sdxl_core.diffusion.scaling import (
+    SCALINGS,
+    continuous_c_noise,
+    edm_scaling,
+    eps_scaling,
+    flow_c_noise,
+    flow_scaling,
+    v_scaling,
+)
 
 LEVELS = [0.0292, 0.3, 1.0, 3.3, 14.6146]
 
@@ -67,12 +75,24 @@ def test_network_input_and_target_have_unit_variance_under_edm(sigma: float) -> 
     assert ((1 - c.c_skip) ** 2 * 0.5**2 + c.c_skip**2 * sigma**2) / c.c_out**2 == pytest.approx(1)
 
 
-@pytest.mark.parametrize("scaling", [eps_scaling, v_scaling, edm_scaling])
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_flow_of_a_straight_line_is_its_clean_end(sigma: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 1, 4, 3, 5, generator=generator, dtype=torch.float64)
+    t = flow_c_noise(sigma) / 1000
+    c = flow_scaling(sigma, 0.5)
+    x = x0 + sigma * eps
+    torch.testing.assert_close(c.c_in * x, (1 - t) * x0 + t * eps)
+    torch.testing.assert_close(c.c_skip * x + c.c_out * (eps - x0), x0)
+
+
+@pytest.mark.parametrize("scaling", [eps_scaling, v_scaling, edm_scaling, flow_scaling])
 def test_a_tensor_of_levels_gives_what_each_level_gives(scaling) -> None:  # type: ignore[no-untyped-def]
     together = scaling(torch.tensor(LEVELS, dtype=torch.float64), 0.5)
     for i, sigma in enumerate(LEVELS):
         alone = scaling(sigma, 0.5)
         for name in ("c_skip", "c_out", "c_in"):
             assert float(getattr(together, name)[i]) == pytest.approx(getattr(alone, name), rel=1e-12)
-    noise = continuous_c_noise(torch.tensor(LEVELS, dtype=torch.float64))
-    assert noise.tolist() == pytest.approx([continuous_c_noise(s) for s in LEVELS], rel=1e-12)
+    for told in (continuous_c_noise, flow_c_noise):
+        noise = told(torch.tensor(LEVELS, dtype=torch.float64))
+        assert noise.tolist() == pytest.approx([told(s) for s in LEVELS], rel=1e-12)

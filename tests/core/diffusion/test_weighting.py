@@ -6,6 +6,7 @@ from sdxl_core.diffusion.weighting import (
     WEIGHTINGS,
     edm_weighting,
     eps_weighting,
+    flow_weighting,
     min_snr_weighting,
     unit_weighting,
     v_weighting,
@@ -14,7 +15,16 @@ from sdxl_core.diffusion.weighting import (
 SIGMA = torch.tensor([0.0292, 0.3, 1.0, 3.3, 14.6146], dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("scaling", "weighting"), [("eps", eps_weighting), ("v", v_weighting), ("edm", edm_weighting)])
+@pytest.mark.parametrize(
+    ("scaling", "weighting"),
+    [
+        ("eps", eps_weighting),
+        ("v", v_weighting),
+        ("edm", edm_weighting),
+        ("edm_v", v_weighting),
+        ("flow", flow_weighting),
+    ],
+)
 def test_own_weighting_is_one_over_c_out_squared(scaling: str, weighting) -> None:  # type: ignore[no-untyped-def]
     torch.testing.assert_close(weighting(SIGMA), SCALINGS[scaling](SIGMA, 0.5).c_out ** -2)
 

@@ -9,7 +9,7 @@ from support_diffusers import to_diffusers_vae
 from support_networks import FIRST_STAGE, randn, randomized, relative_error
 
 from sdxl_core.config import FirstStageConfig
-from sdxl_core.models.autoencoder import AutoencoderKL
+from sdxl_core.models.autoencoder import AutoencoderKL, scale_latent, unscale_latent
 
 MANIFESTS = Path(__file__).parents[2] / "data" / "manifests"
 
@@ -42,6 +42,21 @@ def test_decode_equals_diffusers(config: FirstStageConfig) -> None:
     theirs = to_diffusers_vae(vae, config).decode(latent / config.scale_factor).sample
     assert theirs.shape == (2, 3, 7 * config.factor, 5 * config.factor)
     assert relative_error(vae.decode(latent), theirs) <= 1e-5
+
+
+@torch.no_grad()
+def test_statistics_of_the_encodings_are_taken_off_and_put_back_as_diffusers_does() -> None:
+    mean, std = (-1.6574, 1.886, -1.383, 2.5155), (8.4927, 5.9022, 6.5498, 5.2299)
+    config = FIRST_STAGE.model_copy(update={"scale_factor": 0.5, "latent_mean": mean, "latent_std": std})
+    vae = randomized(AutoencoderKL(config))
+    # What its SDXL pipeline does with latents_mean and latents_std before it decodes.
+    latent = randn(2, 4, 7, 5, seed=1)
+    shaped = [torch.tensor(numbers).view(1, 4, 1, 1) for numbers in (std, mean)]
+    theirs = to_diffusers_vae(vae, config).decode(latent * shaped[0] / 0.5 + shaped[1]).sample
+    assert relative_error(vae.decode(latent), theirs) <= 1e-5
+    encoding, _ = vae.moments(randn(2, 3, 64, 40, seed=2))
+    torch.testing.assert_close(vae.encode(randn(2, 3, 64, 40, seed=2)), (encoding - shaped[1]) * 0.5 / shaped[0])
+    torch.testing.assert_close(unscale_latent(scale_latent(encoding, config), config), encoding, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sd_xl_base_1.0", "sd_xl_refiner_1.0"])
