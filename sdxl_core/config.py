@@ -197,7 +197,7 @@ class ModelConfig(Config):
     name: str
     description: str = ""
     licence: str = ""
-    kind: Literal["base", "refiner"]
+    kind: Literal["base", "refiner", "inpaint", "edit"]
     native_size: tuple[Positive, Positive] = (1024, 1024)  # height, width
     file: ModelFile
     network: NetworkConfig
@@ -266,6 +266,33 @@ class GuiderConfig(Config):
     scale: Finite = 5.0
 
 
+class MaskConfig(Config):
+    """What is made of a mask; widths are in pixels of the picture that the mask lies on.
+
+    only: work on the masked part alone, at the full size, and put it back into the picture.
+    """
+
+    invert: bool = False
+    grow: Annotated[int, Field(ge=0, le=1024)] = 0  # outwards
+    blur: Annotated[int, Field(ge=0, le=256)] = 4  # inside the edge, over which old and new are mixed
+    only: bool = False
+    padding: Annotated[int, Field(ge=0, le=4096)] = 32  # of the picture, around the masked part
+
+
+class SourceConfig(Config):
+    """How a picture is taken to start from; nothing of it counts where none is given.
+
+    strength: the share of the steps that is walked, from the end: 1 is a picture from noise alone.
+    """
+
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None  # None: 0.6; 1 with a mask or an editing model
+    steps_exact: bool = False  # walk `steps` steps, of a schedule that is longer by as much
+    resize: Literal["crop", "pad", "stretch"] = "crop"
+    background: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")] = "#ffffff"  # shows through what is transparent
+    image_guidance: Finite = 1.5  # editing models only
+    mask: MaskConfig = MaskConfig()
+
+
 class RecipeConfig(Config):
     """How to run a model; every field of the command line that shapes the picture."""
 
@@ -280,3 +307,4 @@ class RecipeConfig(Config):
     target_size: tuple[Positive, Positive] | None = None  # None: the picture's own
     aesthetic_score: Finite = 6.0  # refiner only
     negative_aesthetic_score: Finite = 2.5  # refiner only
+    source: SourceConfig = SourceConfig()

@@ -180,7 +180,7 @@ def test_errors_name_the_file_and_the_key(user: Path, put: Put, text: str) -> No
         ("[1, 2, 4]", "[1, 2.5, 4]", "model.network.channel_mult[1]: expected a whole number, got 2.5"),
         ("[1, 2, 10]", "[1, 2]", "model.network: transformer_depth has 2 entries, channel_mult 3"),
         ("2816", "2815", "model: the embedders give a vector of 2816, network.adm_in_channels is 2815"),
-        ('"base"', '"bass"', "model.kind: expected base or refiner, got 'bass'; did you mean base?"),
+        ('"base"', '"bass"', "model.kind: expected base, refiner, inpaint or edit, got 'bass'; did you mean base?"),
     ],
 )
 def test_slips_in_a_model_file_are_named(user: Path, tmp_path: Path, right: str, wrong: str, message: str) -> None:

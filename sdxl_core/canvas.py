@@ -1,0 +1,135 @@
+"""A picture brought to the size that is drawn, and the way back: what was drawn, put into it. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from sdxl_core.errors import UsageError
+from sdxl_core.masks import Box, bounds, feather, grow, paste, widen
+from sdxl_core.resolutions import Size
+from sdxl_core.source import Source
+from sdxl_core.source_pictures import Pixels, SourcePicture
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canvas:
+    """What a picture starts from, and what its result is put back into.
+
+    Args:
+        image: (h, w, 3) at the size that is drawn.
+        mask: (h, w), 255 where it is to be repainted; None for everywhere.
+        below: (H, W, 3), what is written where nothing is repainted.
+        alpha: (H, W), how much of the result shows; None for all of it.
+        box: where `image` lies in `below`.
+    """
+
+    image: Pixels
+    mask: Pixels | None
+    below: Pixels
+    alpha: Pixels | None
+    box: Box
+
+    def finish(self, drawn: Pixels) -> Pixels:
+        """What was drawn (h, w, 3), in its place; every byte outside the mask is `below`'s."""
+        if self.alpha is None:
+            return drawn
+        top, left, bottom, right = self.box
+        piece = _stretch(drawn, (bottom - top, right - left), Image.Resampling.LANCZOS)
+        whole = self.below.copy()
+        inside = (slice(top, bottom), slice(left, right))
+        whole[inside] = paste(whole[inside], piece, self.alpha[inside])
+        return whole
+
+
+def build_canvas(source: Source, size: Size, picture: SourcePicture, mask: SourcePicture | None) -> Canvas:
+    """Lay a picture and its mask out for drawing at `size` (height, width).
+
+    Raises:
+        UsageError: nothing is left to be repainted.
+    """
+    how = source.how.mask
+    below, level = spread(source, picture, mask)
+    if level is not None and how.only:
+        top, left, bottom, right = box = working_box(source, level, size[1] / size[0])
+        piece = (slice(top, bottom), slice(left, right))
+        return Canvas(
+            _stretch(below[piece], size, Image.Resampling.LANCZOS),
+            _stretch(level[piece], size, Image.Resampling.BILINEAR),
+            below,
+            feather(level, how.blur),
+            box,
+        )
+    image = fit(below, size, source.how.resize)
+    whole = (0, 0, *size)
+    if level is None:
+        return Canvas(image, None, image, None, whole)
+    fitted = fit(level, size, source.how.resize)
+    return Canvas(image, fitted, image, feather(fitted, how.blur), whole)
+
+
+def spread(source: Source, picture: SourcePicture, mask: SourcePicture | None) -> tuple[Pixels, Pixels | None]:
+    """The picture with its margins, which repeat its edge, and the mask as inverted, grown and with the margins in it.
+
+    Raises:
+        UsageError: the mask leaves nothing to be repainted.
+    """
+    left, top, right, bottom = source.margins
+    around = ((top, bottom), (left, right))
+    pixels = np.pad(picture.pixels, (*around, (0, 0)), mode="edge")
+    if not source.repaints_a_part:
+        return pixels, None
+    how = source.how.mask
+    level = np.zeros(picture.file.size, np.uint8)
+    if mask is not None:
+        level = _stretch(mask.pixels, picture.file.size, Image.Resampling.BILINEAR)
+        level = 255 - level if how.invert else level
+    level = grow(np.pad(level, around, constant_values=255), how.grow)
+    if not level.any():
+        assert mask is not None
+        colour = "white" if how.invert else "black"
+        raise UsageError(
+            f"the mask {mask.file.name} is {colour} everywhere, so nothing would be repainted",
+            hint="white is repainted and black stays; --mask-invert turns that round",
+        )
+    return pixels, level
+
+
+def working_box(source: Source, level: Pixels, aspect: float) -> Box:
+    """The part of the canvas that is worked on alone, of width / height near `aspect`."""
+    return widen(bounds(level), source.how.mask.padding, aspect, (level.shape[0], level.shape[1]))
+
+
+def fit(pixels: Pixels, size: Size, how: Literal["crop", "pad", "stretch"]) -> Pixels:
+    """Bring a picture (h, w, 3) or mask (h, w) to another size.
+
+    crop scales it to cover the size and cuts the middle out; pad scales it to lie inside, where its edge is repeated
+    around a picture and black stands around a mask; stretch changes its shape. At its own size it stays as it is.
+    """
+    resample = Image.Resampling.LANCZOS if pixels.ndim == 3 else Image.Resampling.BILINEAR
+    (height, width), (h, w) = pixels.shape[:2], size
+    if how == "crop":
+        scale = max(h / height, w / width)
+        left, top = (width - w / scale) / 2, (height - h / scale) / 2
+        return _stretch(pixels, size, resample, (left, top, width - left, height - top))
+    if how == "pad":
+        scale = min(h / height, w / width)
+        inner = (min(max(round(height * scale), 1), h), min(max(round(width * scale), 1), w))
+        top, left = (h - inner[0]) // 2, (w - inner[1]) // 2
+        around = ((top, h - inner[0] - top), (left, w - inner[1] - left))
+        small = _stretch(pixels, inner, resample)
+        return np.pad(small, (*around, (0, 0)), mode="edge") if pixels.ndim == 3 else np.pad(small, around)
+    return _stretch(pixels, size, resample)
+
+
+def _stretch(
+    pixels: Pixels, size: Size, resample: Image.Resampling, box: tuple[float, float, float, float] | None = None
+) -> Pixels:
+    """Scale all of it, or the box (left, top, right, bottom), to (height, width)."""
+    height, width = pixels.shape[:2]
+    if size == (height, width) and box in (None, (0, 0, width, height)):
+        return pixels
+    # A box may lie a rounding error outside, which Pillow refuses.
+    inside = None if box is None else (max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height))
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), resample, box=inside))

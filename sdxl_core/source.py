@@ -1,0 +1,127 @@
+"""What a plan says about the picture that it starts from, and what strength means. Imports no torch."""
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sdxl_core.config import Config, ModelConfig, Positive, SourceConfig
+from sdxl_core.errors import UsageError
+
+_SAME_SHAPE = 0.02  # in ln(width / height): what rounding does to a mask of another size
+
+Margins = tuple[
+    Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]
+]
+"""(left, top, right, bottom) in pixels."""
+
+
+class SourceFile(Config):
+    """A picture or a mask as a record names it: its file name, hash, and (height, width) once it stands upright."""
+
+    name: str
+    sha256: str
+    size: tuple[Positive, Positive]
+
+
+class Source(Config):
+    """The picture that a plan starts from.
+
+    Args:
+        picture: which file.
+        mask: of what is to be repainted, where there is one.
+        margins: what is added around the picture, and painted.
+        condition: how the network sees the picture beside its noisy latent: not at all, as the part that stays (an
+            inpainting model), or as the whole to be edited.
+        how: all that a recipe can say; `strength` is always given here.
+    """
+
+    picture: SourceFile
+    mask: SourceFile | None = None
+    margins: Margins = (0, 0, 0, 0)
+    condition: Literal["none", "inpaint", "edit"] = "none"
+    how: SourceConfig
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.how.strength is None:
+            raise ValueError("how.strength is missing")
+        return self
+
+    @property
+    def strength(self) -> float:
+        """Above 0, up to 1."""
+        assert self.how.strength is not None
+        return self.how.strength
+
+    @property
+    def repaints_a_part(self) -> bool:
+        """Whether a mask or margins say what is to be painted."""
+        return self.mask is not None or any(self.margins)
+
+    @property
+    def canvas_size(self) -> tuple[int, int]:
+        """(height, width) of the picture with its margins."""
+        left, top, right, bottom = self.margins
+        return self.picture.size[0] + top + bottom, self.picture.size[1] + left + right
+
+    @property
+    def leaves_nothing(self) -> bool:
+        """Whether the walk begins with noise alone, as that of a picture from words does."""
+        return self.strength == 1
+
+    def schedule_steps(self, steps: int) -> int:
+        """Steps of the whole schedule, of which `walked` ones are made."""
+        return max(steps, _floor(min(steps / self.strength, 1e6))) if self.how.steps_exact else steps
+
+    def walked(self, steps: int) -> int:
+        """Steps that are made: the share `strength` of them, rounded down, at least 1; or exactly `steps`."""
+        return steps if self.how.steps_exact else max(1, _floor(steps * self.strength))
+
+
+def build_source(
+    model: ModelConfig,
+    how: SourceConfig,
+    picture: SourceFile,
+    mask: SourceFile | None = None,
+    margins: tuple[int, int, int, int] = (0, 0, 0, 0),
+) -> Source:
+    """Join what a recipe says with the files of one picture.
+
+    Where nobody gave a strength it is 1 if a mask, margins or an editing model say what is to be kept, else 0.6.
+
+    Args:
+        model: that draws.
+        how: the recipe's words.
+        picture: to start from.
+        mask: of what is to be repainted.
+        margins: (left, top, right, bottom) pixels to be added and painted.
+
+    Raises:
+        UsageError: a mask of another shape than the picture, or an inpainting model without anything to paint.
+    """
+    condition = model.kind if model.kind in ("inpaint", "edit") else "none"
+    if mask is not None and abs(_shape(mask) - _shape(picture)) > _SAME_SHAPE:
+        (mask_height, mask_width), (height, width) = mask.size, picture.size
+        raise UsageError(
+            f"the mask {mask.name} is {mask_width}x{mask_height} and {picture.name} is {width}x{height}: "
+            "they have not the same shape",
+            hint=f"draw the mask at {width}x{height}; one of the same shape is scaled",
+        )
+    part = mask is not None or any(margins)
+    if condition == "inpaint" and not part:
+        raise UsageError(
+            f"{model.name} is an inpainting model, and nothing says what to paint", hint="give --mask FILE, or --pad"
+        )
+    if how.strength is None:
+        how = how.model_copy(update={"strength": 1.0 if part or condition == "edit" else 0.6})
+    return Source(picture=picture, mask=mask, margins=margins, condition=condition, how=how)
+
+
+def _shape(file: SourceFile) -> float:
+    return math.log(file.size[1] / file.size[0])
+
+
+def _floor(value: float) -> int:
+    """Rounded down; 0.29 of 100 is 29, though the product of doubles is a hair less."""
+    return math.floor(value + 1e-9)
