@@ -17,24 +17,17 @@ from sdxl_core.errors import UsageError
 from sdxl_core.typed_toml import suggestion
 from sdxl_core.types import Option, Prediction
 
-SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
-    {
-        "euler": Sampler("euler", euler, 1, 1, False, "arXiv:2206.00364"),
-        "heun": Sampler("heun", heun, 2, 2, False, "arXiv:2206.00364"),
-        "euler_ancestral": Sampler("euler_ancestral", euler_ancestral, 1, 1, True, "arXiv:2010.02502"),
-        "dpmpp_2s_ancestral": Sampler("dpmpp_2s_ancestral", dpmpp_2s_ancestral, 2, 2, True, "arXiv:2211.01095"),
-        "dpmpp_2m": Sampler("dpmpp_2m", dpmpp_2m, 2, 1, False, "arXiv:2211.01095"),
-        "lms": Sampler(
-            "lms",
-            lms,
-            4,
-            1,
-            False,
-            "Hairer, Norsett, Wanner: Solving ODEs I, III.5",
-            {"order": OneOf((1, 2, 3, 4))},
-        ),
-    }
+_ROWS = (
+    Sampler(euler, 1, 1, False, "arXiv:2206.00364"),
+    Sampler(heun, 2, 2, False, "arXiv:2206.00364"),
+    Sampler(euler_ancestral, 1, 1, True, "arXiv:2010.02502"),
+    Sampler(dpmpp_2s_ancestral, 2, 2, True, "arXiv:2211.01095"),
+    Sampler(dpmpp_2m, 2, 1, False, "arXiv:2211.01095"),
+    Sampler(lms, 4, 1, False, "Hairer, Norsett, Wanner: Solving ODEs I, III.5", {"order": OneOf((1, 2, 3, 4))}),
 )
+
+SAMPLERS: Mapping[str, Sampler] = MappingProxyType({row.name: row for row in _ROWS})
+"""Every sampler under its name."""
 
 
 def resolve_sampler(name: str) -> Sampler:

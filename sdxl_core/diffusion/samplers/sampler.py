@@ -43,8 +43,8 @@ class Sampler:
     """One row of the table.
 
     Args:
-        name: what presets and the command line call it.
-        fn: the generator; its keyword arguments but `noise` are the options, each with a default of its type.
+        fn: the generator, whose name is what presets and the command line call it. Its keyword arguments but `noise`
+            are the options, each with a default of its type.
         order: of convergence, once it has its history, without the noise it may add.
         calls: model calls of a step; a step down to level 0 always makes one. None: it goes its own steps between the
             first and the last level, as many as the picture needs.
@@ -54,13 +54,17 @@ class Sampler:
             is not.
     """
 
-    name: str
     fn: Callable[..., Iterator[Step]]
     order: int
     calls: int | None
     stochastic: bool
     source: str
     allowed: Mapping[str, OneOf | Between] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What presets and the command line call it."""
+        return self.fn.__name__
 
     @property
     def options(self) -> dict[str, Option]:
