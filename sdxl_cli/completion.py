@@ -24,6 +24,13 @@ def complete_schedule(_: typer.Context, __: list[str], incomplete: str) -> Candi
     return [name for name in ("ddpm", "edm") if name.startswith(incomplete)]
 
 
+def complete_prediction(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
+    """Names of what networks predict, in words."""
+    from sdxl_core.prediction import PREDICTIONS
+
+    return [(name, kind.title) for name, kind in PREDICTIONS.items() if name.startswith(incomplete)]
+
+
 def complete_model(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
     """Names of the model files that lie in the models folders."""
     from sdxl_cli.places import models_folders

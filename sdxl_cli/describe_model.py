@@ -15,6 +15,7 @@ from sdxl_cli.tables import print_pairs, print_table
 from sdxl_core.checkpoints.detect import Detection, detect
 from sdxl_core.checkpoints.hashing import file_hash
 from sdxl_core.checkpoints.header import Header, read_header
+from sdxl_core.checkpoints.markers import Markers, read_markers
 from sdxl_core.records import RECORD_KEY, parse_record
 
 _PARTS = (
@@ -50,7 +51,7 @@ def describe_model(console: Console, path: Path, hashed: bool, tensors: bool, as
         CheckpointError: it is no sound safetensors file.
     """
     header = read_header(path)
-    found = detect(header)
+    found, markers = detect(header), read_markers(header)
     sha256 = None
     if hashed:
         with open_view(console) as view:
@@ -58,11 +59,11 @@ def describe_model(console: Console, path: Path, hashed: bool, tensors: bool, as
     latent = _latent_record(header)
     parts = _parts(header)
     if as_json:
-        console.json(_document(header, found, latent, parts, sha256, tensors))
+        console.json(_document(header, found, markers, latent, parts, sha256, tensors))
         return
     console_pairs = [("file", f"{path} ({size_text(header.file_bytes)})")]
     if latent is None:
-        console_pairs += [("kind", found.title), ("because", found.reason), *_network(found)]
+        console_pairs += [("kind", found.title), ("because", found.reason), *_network(found), *_prediction(markers)]
     else:
         console_pairs += [("kind", "a latent of this program"), *record_pairs(latent)]
     if sha256 is not None:
@@ -101,8 +102,19 @@ def _network(found: Detection) -> list[tuple[str, str]]:
                 f"cross-attention {n.context_dim}, vector {n.adm_in_channels}, depths {list(n.depths)}",
             )
         )
-    if found.prediction is not None:
-        pairs.append(("predicts", found.prediction))
+    return pairs
+
+
+def _prediction(markers: Markers) -> list[tuple[str, str]]:
+    pairs = []
+    if markers.prediction is not None:
+        pairs.append(("predicts", f"{markers.prediction} ({markers.reason})"))
+    if markers.sigma_min is not None or markers.sigma_max is not None:
+        low, high = ("?" if level is None else f"{level:g}" for level in (markers.sigma_min, markers.sigma_max))
+        pairs.append(("trained range", f"sigma {low} to {high}"))
+    if markers.latent_mean is not None and markers.latent_std is not None:
+        statistics = zip(markers.latent_mean, markers.latent_std, strict=True)
+        pairs.append(("latents", ", ".join(f"{mean:g} ± {std:g}" for mean, std in statistics)))
     return pairs
 
 
@@ -163,6 +175,7 @@ def _dtypes_text(part: _Part) -> str:
 def _document(
     header: Header,
     found: Detection,
+    markers: Markers,
     latent: Mapping[str, Any] | None,
     parts: Mapping[str, _Part],
     sha256: str | None,
@@ -175,7 +188,8 @@ def _document(
         "title": found.title if latent is None else "a latent of this program",
         "reason": found.reason if latent is None else f"has a tensor named latent and metadata named {RECORD_KEY}",
         "network": None if found.network is None else asdict(found.network),
-        "prediction": found.prediction,
+        "prediction": markers.prediction,
+        "markers": asdict(markers),
         "parts": {name: part.facts() for name, part in parts.items()},
         "metadata": dict(header.metadata),
     }

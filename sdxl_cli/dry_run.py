@@ -47,6 +47,7 @@ def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
     facts = [
         ("preset", f"{run.preset.name}: {run.preset.description}".rstrip(": ")),
         ("model file", missing if run.model_path is None else str(run.model_path)),
+        ("predicts", run.predicts),
         ("vae file", "" if run.vae_path is None else str(run.vae_path)),
         ("negative", plan.negative),
         ("sampler", f"{plan.sampler.name}{options}, {plan.steps} steps"),

@@ -9,7 +9,13 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from sdxl_cli.completion import complete_model, complete_preset, complete_sampler, complete_schedule
+from sdxl_cli.completion import (
+    complete_model,
+    complete_prediction,
+    complete_preset,
+    complete_sampler,
+    complete_schedule,
+)
 from sdxl_cli.options import flag
 
 T = TypeVar("T")
@@ -137,6 +143,19 @@ class DrawFlags:
             panel=HOW,
             complete=complete_schedule,
         ),
+    ] = None
+    prediction: Annotated[
+        str | None,
+        _value(
+            "--prediction",
+            metavar="NAME",
+            help="What the network predicts, where the file does not say: eps, v, v_ztsnr, edm, edm_v, flow.",
+            panel=HOW,
+            complete=complete_prediction,
+        ),
+    ] = None
+    shift: Annotated[
+        float | None, _value("--shift", metavar="S", help="Shift of a flow: every noise level times S.", panel=HOW)
     ] = None
     size: Annotated[str | None, _value("--size", metavar="WxH", help="Size of the picture in pixels.", panel=SIZES)] = (
         None

@@ -3,7 +3,7 @@
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,25 @@ from sdxl_core.checkpoints.check import check_model, differences
 from sdxl_core.checkpoints.detect import Detection, detect
 from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.header import read_header
+from sdxl_core.checkpoints.markers import Markers, adapt_model, named_prediction, read_markers
 from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
-from sdxl_core.config import ModelConfig
+from sdxl_core.config import ModelConfig, PredictionName
 from sdxl_core.diffusion.samplers import check_options
 from sdxl_core.errors import CheckpointError, PresetError, SdxlError, UsageError
 from sdxl_core.naming import Destination, NameFields, Names, resolve_destination
 from sdxl_core.plan import Plan, build_plan, token_report
+from sdxl_core.prediction import prediction_name, resolve_prediction
 from sdxl_core.presets import Preset, list_presets, load_preset
 from sdxl_core.typed_toml import suggestion
 
 DEFAULT_PRESET, FALLBACK_PRESET = "sdxl-base-1.0", "micro"
+RANGE_PRESET = "sdxl-edm"  # of models of the published network that were trained over a range of levels
 MOST_PICTURES = 100_000  # every one of them is planned before the first is drawn
 LATENT_SUFFIX = ".latent.safetensors"
 _SCHEDULES = {"ddpm": "legacy_ddpm", "legacy_ddpm": "legacy_ddpm", "edm": "edm"}
 _FLAG_OF = {
+    "recipe.prediction": "--prediction",
+    "recipe.shift": "--shift",
     "recipe.steps": "--steps",
     "recipe.negative": "--negative",
     "recipe.size": "--size",
@@ -57,7 +62,8 @@ class Run:
     """Everything that a command line asks for.
 
     Args:
-        preset: the model and how to run it.
+        preset: the model as its file was trained, and how to run it.
+        predicts: what the network predicts, and what says so.
         model_path: the model file; None where it is missing and nothing will be drawn.
         vae_path: a file with another first stage.
         names: hands out further names, should one be taken meanwhile.
@@ -65,6 +71,7 @@ class Run:
     """
 
     preset: Preset
+    predicts: str
     model_path: Path | None
     vae_path: Path | None
     names: Names
@@ -94,12 +101,13 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console) -> R
         raise UsageError(f"{len(prompts) * flags.count} pictures are too many for one run (at most {MOST_PICTURES})")
     destination = resolve_destination(flags.output, flags.format)
     preset, model_path = _choose_model(flags, console)
+    preset, predicts = _as_trained(preset, model_path, console)
     vae_path = None if flags.vae is None else find_file(flags.vae, models_folders())
     if vae_path is not None:
         read_header(vae_path)
     plans = _plans(flags, console, prompts, preset, model_path, vae_path)
     names, jobs = _name(plans, destination, flags)
-    return Run(preset, model_path, vae_path, names, jobs)
+    return Run(preset, predicts, model_path, vae_path, names, jobs)
 
 
 def recipe_table(run: Run) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def _choose_model(flags: DrawFlags, console: Console) -> tuple[Preset, Path | No
         path = find_file(flags.model, folders)
         header = read_header(path)
         found = detect(header)
-        preset = _load(flags.preset or _preset_for(found), overrides)
+        preset = _load(flags.preset or _preset_for(found, read_markers(header).prediction), overrides)
         if found.kind != preset.model.kind:
             check_model(header, preset.model, {})
         console.note(f"{path.name} is {found.title} ({found.reason})")
@@ -140,6 +148,23 @@ def _choose_model(flags: DrawFlags, console: Console) -> tuple[Preset, Path | No
         raise
 
 
+def _as_trained(preset: Preset, path: Path | None, console: Console) -> tuple[Preset, str]:
+    """The preset with what the recipe or else the file says of the network's prediction, and that in words."""
+    markers = Markers() if path is None else read_markers(read_header(path))
+    asked = preset.recipe.prediction
+    model, reason = adapt_model(preset.model, markers, asked, preset.recipe.shift)
+    name = prediction_name(model.denoiser)
+    if path is not None and markers.prediction is not None:
+        against = "" if asked in (None, markers.prediction) else f", though the file {markers.reason}"
+        console.note(f"{path.name} predicts {name} ({reason}{against})")
+    elif path is not None and asked is None and name == "eps" and (hinted := named_prediction(path)) is not None:
+        console.warn(
+            f"{path.name} predicts eps ({reason}), but its name speaks of {hinted}: "
+            f"add --prediction {hinted} if its pictures are noise or grey"
+        )
+    return replace(preset, model=model), f"{name} ({reason})"
+
+
 def _pull_hint(model: ModelConfig) -> str | None:
     return f"fetch it: sdxl pull {model.name}" if model.file.repo else None
 
@@ -152,8 +177,13 @@ def _published(name: str, folders: Sequence[Path]) -> bool:
     return True
 
 
-def _preset_for(found: Detection) -> str:
+def _preset_for(found: Detection, prediction: PredictionName | None) -> str:
     """The preset whose network is the file's; the published base where none is, whose loading will then say why."""
+    name = _model_preset_for(found)
+    return RANGE_PRESET if name == DEFAULT_PRESET and prediction in ("edm", "edm_v") else name
+
+
+def _model_preset_for(found: Detection) -> str:
     for entry in list_presets():
         if entry.kind != "model":
             continue
@@ -171,10 +201,14 @@ def _overrides(flags: DrawFlags) -> dict[str, Any]:
             check_options(sampler, sampler_options)
         except UsageError as error:
             raise UsageError(f"--sampler: {error.message}", hint=error.hint) from None
+    if flags.prediction is not None:
+        resolve_prediction(flags.prediction)
     if schedule is not None and schedule not in _SCHEDULES:
         raise UsageError(f"unknown schedule {schedule!r}{suggestion(schedule, _SCHEDULES)}", hint="one of: ddpm, edm")
     return {
         "recipe.negative": flags.negative,
+        "recipe.prediction": flags.prediction,
+        "recipe.shift": flags.shift,
         "recipe.steps": flags.steps,
         "recipe.guider.scale": flags.guidance,
         "recipe.sampler.name": sampler,

@@ -88,6 +88,10 @@ class FirstStageConfig(Config):
         return int(2 ** (len(self.ch_mult) - 1))
 
 
+PredictionName = Literal["eps", "v", "v_ztsnr", "v_ztsnr_diffusers", "edm", "edm_v", "flow"]
+"""Names of what networks predict; see `sdxl_core.prediction`."""
+
+
 class DenoiserConfig(Config):
     """What the network predicts, and the noise levels it was trained on.
 
@@ -297,6 +301,8 @@ class RecipeConfig(Config):
     """How to run a model; every field of the command line that shapes the picture."""
 
     negative: str = ""
+    prediction: PredictionName | None = None  # None: what the model file says, else what the model preset says
+    shift: PositiveNumber | None = None  # flow only; None: the model's own
     steps: Positive = 30
     size: tuple[Positive, Positive] | None = None  # height, width; None: the model's native size
     sampler: SamplerConfig = SamplerConfig()

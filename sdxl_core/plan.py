@@ -49,7 +49,8 @@ class Plan(Config):
         size: of the picture in pixels.
         original_size, crop_coords_top_left, target_size: what the network is told about the picture.
         aesthetic_score: 0 to 10, read by the refiner only, as is `negative_aesthetic_score`.
-        denoiser: preconditioning and trained noise levels of the model.
+        denoiser: what the network predicts, and the trained noise levels.
+        scale_factor, latent_mean, latent_std: how the model's latents were made of encodings, see `FirstStageConfig`.
         device, dtype, attention: `auto` until an engine has resolved them; the device by kind, without its number.
     """
 
@@ -75,6 +76,9 @@ class Plan(Config):
     discretization: DiscretizationConfig = DiscretizationConfig()
     guider: GuiderConfig = GuiderConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
+    scale_factor: Finite = 0.13025
+    latent_mean: tuple[Finite, ...] | None = None
+    latent_std: tuple[Finite, ...] | None = None
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
@@ -220,6 +224,9 @@ def build_plan(
         discretization=recipe.discretization,
         guider=_guider(preset),
         denoiser=model.denoiser,
+        scale_factor=model.first_stage.scale_factor,
+        latent_mean=model.first_stage.latent_mean,
+        latent_std=model.first_stage.latent_std,
         device=device,
         dtype=dtype,
         attention=attention,

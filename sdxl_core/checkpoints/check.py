@@ -26,7 +26,7 @@ IGNORABLE: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (re.compile(r"posterior_(variance|log_variance_clipped|mean_coef[12])"), "noise table"),
     (re.compile(r"(first_stage_model\.)?loss\..*"), "loss of training"),
-    (re.compile(r"v_pred|ztsnr"), "marker of the prediction type"),
+    (re.compile(r"v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_(min|max)"), "marker of the prediction type"),
 )
 """Keys that a sound file may hold beside the weights, and what they are."""
 
@@ -55,7 +55,7 @@ def check_model(header: Header, model: ModelConfig, expected: Shapes, unused: Co
         What was passed over, as reason -> number of keys.
 
     Raises:
-        CheckpointError: it is another kind of model, one of another size or prediction, or its tensors do not match.
+        CheckpointError: it is another kind of model, one of another size, or its tensors do not match.
     """
     found = detect(header)
     if found.kind != model.kind:
@@ -89,11 +89,12 @@ def first_stage_prefix(header: Header) -> str:
 
 
 def differences(found: Detection, model: ModelConfig) -> list[str]:
-    """In what the network of a file of the model's kind is not the preset's, `KEY x instead of y` each."""
+    """In what the network of a file of the model's kind is not the preset's, `KEY x instead of y` each.
+
+    What it predicts is no difference: a model takes that from its file, see `sdxl_core.checkpoints.markers`.
+    """
     keys = ("model_channels", "in_channels", "out_channels", "context_dim", "adm_in_channels")
     pairs = [(key, getattr(found.network, key), getattr(model.network, key)) for key in keys]
-    if found.prediction is not None:
-        pairs.append(("prediction", found.prediction, model.denoiser.scaling))
     return [f"{key} {has} instead of {wanted}" for key, has, wanted in pairs if has != wanted]
 
 

@@ -15,7 +15,6 @@ Kind = Literal[
     "inpaint",
     "edit",
     "distilled",
-    "edm",
     "sd1",
     "sd2",
     "other_network",
@@ -64,14 +63,12 @@ class Detection:
         title: the kind in words, with its article.
         reason: what in the file says so.
         network: numbers of the UNet, where there is one in the original layout.
-        prediction: what the file says that its network predicts; None where it says nothing (then it is eps).
     """
 
     kind: Kind
     title: str
     reason: str
     network: NetworkNumbers | None
-    prediction: Literal["eps", "v", "edm"] | None
 
 
 @dataclass(frozen=True)
@@ -121,10 +118,10 @@ def detect(header: Header) -> Detection:
     for signature in SIGNATURES:
         reason = signature.test(facts)
         if reason is not None:
-            return Detection(signature.kind, signature.title, reason, facts.network, _prediction(facts))
+            return Detection(signature.kind, signature.title, reason, facts.network)
     examples = ", ".join(map(readable, list(header.tensors)[:3])) or "none at all"
     reason = f"no known names among its tensors ({examples})"
-    return Detection("unknown", "a file of an unknown kind", reason, None, None)
+    return Detection("unknown", "a file of an unknown kind", reason, None)
 
 
 _LORA = re.compile(r".*[._](lora[._](down|up|mid|[AB])|hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|dora_scale)\b.*")
@@ -185,14 +182,6 @@ def _distilled(facts: _Facts) -> str | None:
     name = _DISTILLED.get((numbers.depths, numbers.middle_depth))
     middle = "no middle block" if numbers.middle_depth is None else f"{numbers.middle_depth} in the middle"
     return name and f"transformer depths {numbers.depths}, {middle}: {name}"
-
-
-def _edm(facts: _Facts) -> str | None:
-    if "edm_mean" in facts.header.tensors:
-        return "has edm_mean and edm_std, the latent statistics of Playground 2.5"
-    if facts.has("edm_vpred."):
-        return "has edm_vpred.*, the noise range of CosXL"
-    return None
 
 
 def _sd1(facts: _Facts) -> str | None:
@@ -258,7 +247,6 @@ SIGNATURES: tuple[_Signature, ...] = (
     _Signature("inpaint", "an SDXL inpainting model", _inpaint),
     _Signature("edit", "an SDXL editing model", _edit),
     _Signature("distilled", "a shortened SDXL", _distilled),
-    _Signature("edm", "an SDXL trained with another noise parametrisation", _edm),
     _Signature("sd1", "a Stable Diffusion 1 model", _sd1),
     _Signature("sd2", "a Stable Diffusion 2 model", _sd2),
     _Signature("base", "an SDXL base", _base),
@@ -273,7 +261,6 @@ SIGNATURES: tuple[_Signature, ...] = (
 
 # At most four digits: a file may hold any text, and Python refuses to read a number of thousands of them.
 _BLOCK = r"(input_blocks\.\d{1,4}|middle_block)\.\d{1,4}\.(in_layers|transformer_blocks\.\d{1,4})\..*"
-_PREDICTIONS: Mapping[str, Literal["eps", "v"]] = {"epsilon": "eps", "v": "v"}
 
 
 def _network(header: Header, prefix: str) -> NetworkNumbers | None:
@@ -310,11 +297,3 @@ def _network(header: Header, prefix: str) -> NetworkNumbers | None:
         depths=tuple(depths[name] for name in in_order),
         middle_depth=middle,
     )
-
-
-def _prediction(facts: _Facts) -> Literal["eps", "v", "edm"] | None:
-    if _edm(facts):
-        return "edm"
-    if "v_pred" in facts.header.tensors:
-        return "v"
-    return _PREDICTIONS.get(facts.header.metadata.get("modelspec.prediction_type", "").lower())

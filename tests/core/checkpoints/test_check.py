@@ -68,12 +68,18 @@ def test_a_lora_is_no_model(tmp_path: Path) -> None:
     assert "give the model itself" in (caught.value.hint or "")
 
 
-def test_another_size_and_another_prediction_are_said_in_one_line(tmp_path: Path, tiny: Shapes) -> None:
-    header = file_of(tmp_path, tiny | {"v_pred": []})
+def test_all_that_makes_it_another_size_is_said_in_one_line(tmp_path: Path, tiny: Shapes) -> None:
     with pytest.raises(CheckpointError) as caught:
-        check_model(header, load_preset("sdxl-base-1.0", user=tmp_path).model, {})
+        check_model(file_of(tmp_path, tiny), load_preset("sdxl-base-1.0", user=tmp_path).model, {})
     assert "model_channels 32 instead of 320" in caught.value.message
-    assert "prediction v instead of eps" in caught.value.message
+    assert "context_dim 96 instead of 2048" in caught.value.message
+
+
+def test_markers_of_the_prediction_are_no_stray_tensors(tmp_path: Path, tiny: Shapes) -> None:
+    markers: Shapes = {"v_pred": [], "ztsnr": [], "edm_mean": [4], "edm_std": [4]}
+    markers |= {"edm_vpred.sigma_max": [], "edm_vpred.sigma_min": []}
+    passed_over = check_model(file_of(tmp_path, tiny | markers), tiny_config(), tiny)
+    assert passed_over == {"marker of the prediction type": 6}
 
 
 def test_a_first_stage_that_is_read_elsewhere_may_be_in_the_file_or_not(tmp_path: Path, tiny: Shapes) -> None:

@@ -57,8 +57,8 @@ CASES: dict[str, tuple[Shapes, str, str]] = {
     "inpaint": (with_channels(9), "inpaint", "9 channels"),
     "edit": (with_channels(8), "edit", "8 channels"),
     "ssd-1b": (shortened(), "distilled", "SSD-1B"),
-    "playground": (base() | {"edm_mean": [4], "edm_std": [4]}, "edm", "Playground"),
-    "cosxl": (base() | {"edm_vpred.sigma_max": []}, "edm", "CosXL"),
+    "playground": (base() | {"edm_mean": [4], "edm_std": [4]}, "base", "two text encoders"),
+    "cosxl": (base() | {"edm_vpred.sigma_max": []}, "base", "two text encoders"),
     "sd1": (old_family(768), "sd1", "768"),
     "sd2": (old_family(1024), "sd2", "1024"),
     "unet": (part(UNET), "unet_only", "no text encoders"),
@@ -121,14 +121,6 @@ def test_reads_the_architecture_off_the_shapes(tmp_path: Path) -> None:
     assert (numbers.model_channels, numbers.in_channels, numbers.out_channels) == (384, 4, 4)
     assert (numbers.context_dim, numbers.adm_in_channels) == (1280, 2560)
     assert (numbers.depths, numbers.middle_depth) == ((0, 0, 4, 4, 4, 4, 0, 0), 4)
-
-
-def test_says_what_the_file_says_about_its_prediction(tmp_path: Path) -> None:
-    assert kind_of(tmp_path, base()).prediction is None
-    assert kind_of(tmp_path, base() | {"v_pred": []}).prediction == "v"
-    assert kind_of(tmp_path, base(), {"modelspec.prediction_type": "v"}).prediction == "v"
-    assert kind_of(tmp_path, base(), {"modelspec.prediction_type": "epsilon"}).prediction == "eps"
-    assert kind_of(tmp_path, base() | {"edm_mean": [4]}).prediction == "edm"
 
 
 def test_takes_no_time(tmp_path: Path) -> None:
