@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from captions import DEFAULT_BACKGROUND, plain_caption, write_caption
-from drawing import PALETTE, compose, fit, rasterise, visible_share
+from drawing import PALETTE, compose, degrade, fit, rasterise, visible_share
 from PIL import Image
 from sources import PACKAGES, STYLES, load_icon_sets, load_names
 from things import CORE_THINGS, Thing, load_things
@@ -35,6 +35,7 @@ SCALE = (0.78, 0.94)  # of the short side
 SHIFT = 0.04  # of the side, as standard deviation around the centre
 FLIPPED = 0.2
 OTHER_NAME = 0.15
+BEST_SCORE, WORST_SCORE = 6.0, 1.0  # aesthetic scores of a drawing as it is and of its worst copy
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ class Picture:
     background: str
     size: tuple[int, int]
     placed: tuple[Placed, ...]
+    harm: float = 0.0  # 0: as drawn; up to 1: the worst copy
+
+    @property
+    def score(self) -> float:
+        """Its aesthetic score."""
+        return round(BEST_SCORE - (BEST_SCORE - WORST_SCORE) * self.harm, 2)
 
     def row(self) -> dict[str, object]:
         """Its line in metadata.jsonl."""
@@ -67,7 +74,8 @@ class Picture:
         if len(self.placed) > 1:
             row["thing_2"] = self.placed[1].thing
         size = {"width": self.size[1], "height": self.size[0]}
-        return row | {"style": self.style, "background": self.background, "kind": self.kind} | size
+        row |= {"style": self.style, "background": self.background, "kind": self.kind}
+        return row | size | {"aesthetic_score": self.score}
 
 
 def is_held_out(thing: str, style: str, background: str) -> bool:
@@ -142,8 +150,10 @@ def noun(rng: random.Random, thing: Thing) -> str:
     return rng.choice(thing.also) if thing.also and rng.random() < OTHER_NAME else thing.name
 
 
-def plan_pictures(things: list[Thing], training: list[Combo], count: int, side: int, seed: int) -> list[Picture]:
-    """Every picture of the set, in a mixed order."""
+def plan_pictures(
+    things: list[Thing], training: list[Combo], count: int, side: int, seed: int, degraded: float = 0.0
+) -> list[Picture]:
+    """Every picture of the set, in a mixed order; a share of them `degraded`."""
     rng = random.Random(seed)
     counts = {kind: round(count * share) for kind, share in SHARES.items()}
     allowed = {(thing.name, style, background) for thing, style, background in training}
@@ -166,14 +176,17 @@ def plan_pictures(things: list[Thing], training: list[Combo], count: int, side: 
             phrase = thing.phrase(words[0])
         text = write_caption(rng, phrase, " and ".join(words), style, background)
         file_name = f"pictures/{index // 1000:03d}/{index:06d}.png"
-        pictures.append(Picture(file_name, text, kind, style, background, size, placed))
+        # Drawn from a generator of its own: whatever the share, the pictures are the same.
+        harm = random.Random(f"{seed}/{index}").uniform(-(1 - degraded), degraded) / (degraded or 1)
+        pictures.append(Picture(file_name, text, kind, style, background, size, placed, max(0.0, harm)))
     return pictures
 
 
 def draw(picture: Picture, icons: Icons) -> Image.Image:
     """The picture itself."""
     placed = [(fit(icons[p.thing, picture.style], p.width, p.height, p.flip), p.x, p.y) for p in picture.placed]
-    return compose(picture.size, picture.background, placed)
+    drawn = compose(picture.size, picture.background, placed)
+    return degrade(drawn, picture.harm, random.Random(picture.file_name)) if picture.harm else drawn
 
 
 def draw_all(pictures: list[Picture], icons: Icons, out: Path) -> None:
@@ -187,21 +200,30 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def build(out: Path, things_count: int, pictures_count: int, side: int, seed: int, processes: int) -> None:
+def build(
+    out: Path, things_count: int, pictures_count: int, side: int, seed: int, processes: int, degraded: float
+) -> None:
     """Fetch the icons, and draw the set."""
     sets, official = load_icon_sets(out / "packages"), load_names(out / "packages")
     things = load_things(things_count, sets, official)
     icons = {(t.name, style): rasterise(sets[style], t.slug, side * 2) for t in things for style in sets}
-    record = write_set(out, things, icons, pictures_count, side, seed, processes)
+    record = write_set(out, things, icons, pictures_count, side, seed, processes, degraded)
     print(f"{pictures_count} pictures of {len(things)} things; combinations: {record['combinations']}")
 
 
 def write_set(
-    out: Path, things: list[Thing], icons: Icons, count: int, side: int, seed: int, processes: int = 1
+    out: Path,
+    things: list[Thing],
+    icons: Icons,
+    count: int,
+    side: int,
+    seed: int,
+    processes: int = 1,
+    degraded: float = 0.0,
 ) -> dict[str, Any]:
     """Write everything; metadata.jsonl last, so that a set that was broken off is not taken for a whole one."""
     training, held_out = split_combos(things, icons)
-    pictures = plan_pictures(things, training, count, side, seed)
+    pictures = plan_pictures(things, training, count, side, seed, degraded)
     for folder in {(out / p.file_name).parent for p in pictures}:
         folder.mkdir(parents=True, exist_ok=True)
     for (name, style), icon in icons.items():
@@ -217,6 +239,7 @@ def write_set(
         "size": side,
         "seed": seed,
         "pictures": len(pictures),
+        "degraded": sum(picture.harm > 0 for picture in pictures),
         "palette": PALETTE,
         "styles": list(STYLES),
         "packages": [asdict(package) for package in PACKAGES],
@@ -255,9 +278,12 @@ def main() -> None:
     parser.add_argument("--things", type=int, default=CORE_THINGS, help="how many things of things.toml")
     parser.add_argument("--pictures", type=int, default=36_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--degraded", type=float, default=0.0, help="share of worse copies with low scores, for the refiner"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    build(args.out, args.things, args.pictures, args.size, args.seed, args.processes)
+    build(args.out, args.things, args.pictures, args.size, args.seed, args.processes, args.degraded)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Drawing: rasterised icons on flat colours, and how well they can be seen there."""
 
 import io
+import random
 
 import numpy as np
 import resvg_py
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
 from sources import IconSet
 
 PALETTE = {
@@ -55,3 +56,26 @@ def visible_share(icon: Image.Image, background: str) -> float:
     alpha = pixels[..., 3] / 255
     apart = np.abs(pixels[..., :3] - np.array(PALETTE[background], dtype=np.float32)).max(axis=-1) > _SEEN
     return float((apart * alpha).sum() / alpha.sum())
+
+
+def degrade(picture: Image.Image, amount: float, rng: random.Random) -> Image.Image:
+    """A worse copy in one way of four: blurred, made small and enlarged again, squeezed by JPEG, or faded.
+
+    Args:
+        picture: RGB, 128 pixels a side or so.
+        amount: 0 (hardly seen) to 1 (bad).
+        rng: chooses the way.
+    """
+    way = rng.choice(("blur", "small", "jpeg", "fade"))
+    if way == "blur":
+        return picture.filter(ImageFilter.GaussianBlur(0.6 + 2.0 * amount))
+    if way == "small":
+        factor = 1.5 + 2.5 * amount
+        small = picture.resize([max(1, round(side / factor)) for side in picture.size], Image.Resampling.BOX)
+        return small.resize(picture.size, Image.Resampling.BICUBIC)
+    if way == "jpeg":
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=round(30 - 26 * amount), subsampling=2)
+        return Image.open(buffer).convert("RGB")
+    faded = ImageEnhance.Contrast(picture).enhance(1 - 0.55 * amount)
+    return ImageEnhance.Color(faded).enhance(1 - 0.7 * amount)

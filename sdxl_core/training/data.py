@@ -17,14 +17,17 @@ from torch import Tensor
 
 from sdxl_core.errors import UsageError
 
+USUAL_SCORE = 6.0  # what a refiner is told of a picture unless something else is known, as in sampling
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One picture of the folder; size is its own (height, width) before any resizing."""
+    """One picture of the folder; size is its own (height, width) before any resizing, the score 0 to 10."""
 
     path: Path
     text: str
     size: tuple[int, int]
+    aesthetic_score: float = USUAL_SCORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Crop:
 
 def read_image_folder(root: Path) -> list[Picture]:
     """List the pictures of an image folder; sizes come from the metadata where given, else from the files.
+
+    A line may have an `aesthetic_score`, which only a refiner's training looks at.
 
     Raises:
         UsageError: no metadata.jsonl, a line that does not parse, or a picture that is not there.
@@ -55,8 +60,11 @@ def read_image_folder(root: Path) -> list[Picture]:
         try:
             entry = json.loads(line)
             name, text = str(entry["file_name"]), str(entry["text"])
-        except (ValueError, KeyError, TypeError) as error:
+            score = float(entry.get("aesthetic_score", USUAL_SCORE))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{metadata}, line {number}: needs a JSON object with file_name and text") from error
+        if not 0 <= score <= 10:
+            raise UsageError(f"{metadata}, line {number}: aesthetic_score {score} is not between 0 and 10")
         path = root / name
         try:
             if "width" in entry and "height" in entry:
@@ -66,7 +74,7 @@ def read_image_folder(root: Path) -> list[Picture]:
                     size = (image.height, image.width)
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(f"{metadata}, line {number}: cannot read {path}: {error}") from error
-        pictures.append(Picture(path, text, size))
+        pictures.append(Picture(path, text, size, score))
     if not pictures:
         raise UsageError(f"{metadata} lists no pictures")
     return pictures

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli
-from build_data import SHARES, is_held_out, place_one, split_combos
+from build_data import BEST_SCORE, SHARES, is_held_out, place_one, split_combos, write_set
 from captions import plain_caption, write_caption
-from drawing import PALETTE, visible_share
+from drawing import PALETTE, compose, degrade, visible_share
 from PIL import Image
 from sources import NAMES, STYLES, load_names
 from support_drawings import COLOURS, SHAPES, SIDE, draw_icon, icons, things, write_shapes
@@ -72,6 +72,30 @@ def test_a_thing_that_cannot_be_seen_on_a_colour_is_not_drawn_there() -> None:
     training, held_out = split_combos(disc, {("disc", "noto"): red, ("disc", "flat"): red})
     assert len(training) + len(held_out) == 2 * (len(PALETTE) - 1)
     assert "red" not in {background for _, _, background in training + held_out}
+
+
+def test_worse_copies_are_the_same_pictures_with_lower_scores(shapes: Path, tmp_path: Path) -> None:
+    write_set(tmp_path, things(), icons(), 300, SIDE, 0, degraded=0.4)
+    clean, mixed = rows(shapes), rows(tmp_path)
+    assert all(row["aesthetic_score"] == BEST_SCORE for row in clean)
+    assert 0.3 < sum(row["aesthetic_score"] < BEST_SCORE for row in mixed) / len(mixed) < 0.5
+    assert min(row["aesthetic_score"] for row in mixed) < 2
+    for before, after in zip(clean, mixed, strict=True):
+        same = (shapes / before["file_name"]).read_bytes() == (tmp_path / after["file_name"]).read_bytes()
+        assert same == (after["aesthetic_score"] == BEST_SCORE)
+        assert before["text"] == after["text"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_more_harm_is_farther_from_the_drawing(seed: int) -> None:
+    picture = compose((64, 64), "blue", [(draw_icon("wedge", PALETTE["yellow"]).resize((50, 50)), 32, 32)])
+
+    def error(amount: float) -> float:
+        worse = degrade(picture, amount, random.Random(seed))
+        assert worse.size == picture.size
+        return float(np.square(np.asarray(worse, float) - np.asarray(picture, float)).mean())
+
+    assert 0 < error(0.1) < error(0.9)
 
 
 def test_single_things_lie_wholly_inside() -> None:

@@ -21,6 +21,13 @@ def test_reads_sizes_from_the_files_and_from_the_metadata(tmp_path: Path) -> Non
     assert [(p.text, p.size) for p in read_image_folder(root)] == [("red", (400, 640))]
 
 
+def test_a_score_is_read_where_there_is_one(tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path)
+    lines = [{"file_name": "red-0.png", "text": "red", "aesthetic_score": 2}, {"file_name": "red-1.png", "text": "red"}]
+    (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [p.aesthetic_score for p in read_image_folder(root)] == [2.0, 6.0]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -28,6 +35,11 @@ def test_reads_sizes_from_the_files_and_from_the_metadata(tmp_path: Path) -> Non
         ('{"file_name": "red-0.png"}', "line 1: needs a JSON object with file_name and text"),
         ('"red-0.png"', "line 1: needs a JSON object with file_name and text"),
         ('{"file_name": "gone.png", "text": "a"}', "line 1: cannot read .*gone.png"),
+        ('{"file_name": "red-0.png", "text": "a", "aesthetic_score": "good"}', "line 1: needs a JSON object"),
+        (
+            '{"file_name": "red-0.png", "text": "a", "aesthetic_score": 11}',
+            "line 1: aesthetic_score 11.0 is not between",
+        ),
         ("", "lists no pictures"),
     ],
 )
