@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sdxl_core.errors import PresetError
+
 Positive = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -185,6 +187,10 @@ class ConditionerConfig(Config):
 
     embedders: tuple[EmbedderConfig, ...]
 
+    def towers(self) -> dict[int, ClipTextConfig | OpenClipTextConfig]:
+        """The text towers by their position among the embedders."""
+        return {i: e for i, e in enumerate(self.embedders) if not isinstance(e, SizeEmbedderConfig)}
+
 
 class ModelFile(Config):
     """One published file: where it lies on the hub, and what it must be."""
@@ -196,7 +202,11 @@ class ModelFile(Config):
 
 
 class ModelConfig(Config):
-    """What the weights are."""
+    """What the weights are.
+
+    parts_from: name of the model whose file holds the text towers and the first stage, where this one's file is the
+    network alone; as the published refiner's bigG and first stage are the base's.
+    """
 
     name: str
     description: str = ""
@@ -204,6 +214,7 @@ class ModelConfig(Config):
     kind: Literal["base", "refiner", "inpaint", "edit"]
     native_size: tuple[Positive, Positive] = (1024, 1024)  # height, width
     file: ModelFile
+    parts_from: str | None = None
     network: NetworkConfig
     denoiser: DenoiserConfig = DenoiserConfig()
     conditioner: ConditionerConfig
@@ -211,7 +222,7 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _widths_agree(self) -> "ModelConfig":
-        crossattn = sum(e.width for e in self.conditioner.embedders if not isinstance(e, SizeEmbedderConfig))
+        crossattn = sum(tower.width for tower in self.conditioner.towers().values())
         if crossattn != self.network.context_dim:
             raise ValueError(
                 f"the text towers give {crossattn} features, network.context_dim is {self.network.context_dim}"
@@ -228,6 +239,26 @@ class ModelConfig(Config):
                 f"the embedders give a vector of {vector}, network.adm_in_channels is {self.network.adm_in_channels}"
             )
         return self
+
+
+def borrowed_towers(model: ModelConfig, owner: ModelConfig) -> dict[int, int]:
+    """Where the towers of a model lie in the file of the one that it takes its parts from: position -> position there.
+
+    Raises:
+        PresetError: the owner has no such tower, or another first stage.
+    """
+    theirs = owner.conditioner.towers()
+    found = {}
+    for position, tower in model.conditioner.towers().items():
+        same = [i for i, other in theirs.items() if other.model_copy(update={"ucg_rate": tower.ucg_rate}) == tower]
+        if not same:
+            raise PresetError(
+                f"{model.name} takes its parts from {owner.name}, which has no {tower.kind} tower like its own"
+            )
+        found[position] = same[0]
+    if model.first_stage != owner.first_stage:
+        raise PresetError(f"{model.name} takes its parts from {owner.name}, which has another first stage")
+    return found
 
 
 class SamplerConfig(Config):

@@ -40,6 +40,12 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as two matrix products and a softmax, all in the dtype given; holds every weight of every token."""
+    out: Tensor = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1) @ v
+    return out
+
+
 def _only(backend: SDPBackend) -> Attention:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(backend):

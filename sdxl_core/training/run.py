@@ -11,11 +11,12 @@ from sdxl_core.checkpoints.header import read_header
 from sdxl_core.checkpoints.load import load_into
 from sdxl_core.checkpoints.save import save_weights
 from sdxl_core.conditioning.conditioner import Conditioner
-from sdxl_core.config import ModelConfig
+from sdxl_core.config import ModelConfig, borrowed_towers
 from sdxl_core.diffusion.denoiser import Denoiser
 from sdxl_core.errors import CheckpointError
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.unet import UNet
+from sdxl_core.ops.attention import sdpa, written_out
 from sdxl_core.output import prepare_directory
 from sdxl_core.presets import load_preset
 from sdxl_core.progress import SILENT, Reporter
@@ -90,10 +91,18 @@ def _build_stage(
             return ContrastiveStage(conditioner.to(device), pictures, config, device)
     autoencoder = AutoencoderKL(model.first_stage)
     conditioner = Conditioner(model.conditioner)
-    network = UNet(model.network)
+    # Backwards, the fused kernel of a CPU is the slower one at micro's sizes: by a fifth of a whole step.
+    network = UNet(model.network, attention=written_out if device.type == "cpu" else sdpa)
     _fill(autoencoder, FIRST_STAGE, init, required=True)
-    _fill(conditioner, CONDITIONER, init, required=True)
-    _fill(network, NETWORK, init, required=False)
+    networks = init
+    if model.parts_from is None:
+        _fill(conditioner, CONDITIONER, init, required=True)
+    else:
+        networks = [path for path in init if not _holds(path, CONDITIONER)]  # the owner's file has a network of its own
+        owner = load_preset(model.parts_from).model
+        for position, theirs in borrowed_towers(model, owner).items():
+            _fill(conditioner.embedders[position], f"{CONDITIONER}embedders.{theirs}.", init, required=True)
+    _fill(network, NETWORK, networks, required=False)
     cache = cache_latents(
         pictures,
         config.data.buckets,
@@ -105,7 +114,7 @@ def _build_stage(
         reporter=reporter,
     )
     return DiffusionStage(
-        network.to(device).to(memory_format=channels_last),
+        network.to(device),
         conditioner.to(device),
         Denoiser(model.denoiser),
         pictures,
@@ -118,7 +127,7 @@ def _build_stage(
 
 def _fill(module: nn.Module, prefix: str, files: Sequence[Path], *, required: bool) -> None:
     """Load the module from the last of the files that has its part; float32, as training keeps its weights."""
-    holders = [path for path in files if any(key.startswith(prefix) for key in read_header(path).tensors)]
+    holders = [path for path in files if _holds(path, prefix)]
     if not holders:
         if required:
             raise CheckpointError(
@@ -129,12 +138,20 @@ def _fill(module: nn.Module, prefix: str, files: Sequence[Path], *, required: bo
     load_into(module, holders[-1], prefix, dtype=torch.float32)
 
 
+def _holds(path: Path, prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in read_header(path).tensors)
+
+
 def export(
     trainer: Trainer, path: Path, *, init: Sequence[Path] = (), dtype: torch.dtype, metadata: Mapping[str, str]
 ) -> None:
-    """Write the averaged weights of the trained part, and every other part of the init files, as one model file."""
+    """Write the averaged weights of the trained part as one model file.
+
+    Every other part of the init files goes with them, except where the model takes its parts from another one's file.
+    """
     tensors: dict[str, Tensor] = {}
-    for file_path in init:
+    borrows = load_preset(trainer.config.model).model.parts_from is not None
+    for file_path in () if borrows else init:
         with safe_open(file_path, "pt") as file:
             tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     tensors |= trainer.stage.finish(trainer.ema.shadow)

@@ -8,7 +8,7 @@ from support_networks import randn, relative_error
 from torch import Tensor
 
 from sdxl_core.errors import DeviceError
-from sdxl_core.ops.attention import BACKENDS, resolve_attention
+from sdxl_core.ops.attention import BACKENDS, resolve_attention, written_out
 
 CPU = torch.device("cpu")
 ON_CPU = ["sdpa", "flash", "math"]
@@ -48,6 +48,15 @@ def test_equals_the_formula(name: str, heads: int, head_dim: int, dtype: torch.d
 def test_gradients_equal_the_formula(name: str) -> None:
     tensors = [t.requires_grad_() for t in draw(2, 16, torch.float64)]
     ours = torch.autograd.grad(BACKENDS[name].fn(*tensors).square().sum(), tensors)
+    theirs = torch.autograd.grad(formula(*tensors).square().sum(), tensors)
+    assert all(relative_error(a, b) <= 1e-12 for a, b in zip(ours, theirs, strict=True))
+
+
+def test_written_out_equals_the_formula_forwards_and_backwards() -> None:
+    tensors = [t.requires_grad_() for t in draw(3, 10, torch.float64)]
+    out = written_out(*tensors)
+    assert relative_error(out.detach(), formula(*tensors).detach()) <= 1e-12
+    ours = torch.autograd.grad(out.square().sum(), tensors)
     theirs = torch.autograd.grad(formula(*tensors).square().sum(), tensors)
     assert all(relative_error(a, b) <= 1e-12 for a, b in zip(ours, theirs, strict=True))
 

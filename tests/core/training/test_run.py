@@ -104,6 +104,21 @@ def test_every_stage_runs_in_bfloat16_and_keeps_float32_weights(place: Path, tmp
     assert {weight.dtype for weight in trainer.weights.values()} == {torch.float32}
 
 
+def test_a_network_can_take_its_other_parts_from_another_models_file(place: Path, tmp_path: Path) -> None:
+    refiner = tiny_config("refiner").model_copy(update={"parts_from": str(place / "tiny.toml")})
+    preset = write_preset(tmp_path / "refiner.toml", refiner)
+    loss = DiffusionLossConfig(kind="diffusion", index_range=(0, 200))
+    config = train_config("diffusion", model=str(preset), steps=3, loss=loss)
+    init = [place / "init.safetensors"]
+    trainer = prepare(config, place / "data", tmp_path / "run", init=init, device=CPU)
+    for _ in trainer.run():
+        pass
+    export(trainer, tmp_path / "refiner.safetensors", init=init, dtype=torch.float32, metadata={})
+    assert set(load_file(tmp_path / "refiner.safetensors")) == {
+        key for key in tiny_tensors("refiner") if key.startswith("model.diffusion_model.")
+    }
+
+
 def test_latents_are_computed_once(place: Path, tmp_path: Path) -> None:
     config, init = stage(place, "diffusion", steps=3), [place / "init.safetensors"]
     prepare(config, place / "data", tmp_path, init=init, device=CPU)
