@@ -80,8 +80,9 @@ def steps(
 
 
 def deterministic(name: str) -> dict[str, float]:
-    """The options under which a sampler adds no noise."""
-    return {"eta": 0.0} if "eta" in SAMPLERS[name].options else {}
+    """The options under which a sampler adds no noise and solves the equation."""
+    none = {"eta": 0.0, "restarts": 0}
+    return {option: value for option, value in none.items() if option in SAMPLERS[name].options}
 
 
 def karras_levels(n: int, high: float = 14.6, low: float = 0.03, rho: float = 7.0) -> list[float]:

@@ -8,14 +8,30 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+from sdxl_core.diffusion.samplers.ancestral import (
+    ddpm,
+    dpm_2_ancestral,
+    dpmpp_2s_ancestral_cfg_pp,
+    euler_ancestral_cfg_pp,
+    res_multistep_ancestral,
+)
+from sdxl_core.diffusion.samplers.consistency import lcm, tcd
 from sdxl_core.diffusion.samplers.dpmpp import dpmpp_2m, dpmpp_2s_ancestral
+from sdxl_core.diffusion.samplers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
+from sdxl_core.diffusion.samplers.er_sde import er_sde
 from sdxl_core.diffusion.samplers.euler import euler, euler_ancestral
 from sdxl_core.diffusion.samplers.heun import heun
 from sdxl_core.diffusion.samplers.lms import lms
-from sdxl_core.diffusion.samplers.sampler import OneOf, Sampler
+from sdxl_core.diffusion.samplers.restart import restart
+from sdxl_core.diffusion.samplers.sa_solver import sa_solver, sa_solver_pece
+from sdxl_core.diffusion.samplers.sampler import Between, OneOf, Sampler
+from sdxl_core.diffusion.samplers.seeds import seeds_2, seeds_3
 from sdxl_core.errors import UsageError
 from sdxl_core.typed_toml import suggestion
 from sdxl_core.types import Option, Prediction
+
+_SHARE = Between(0.1, 1.0)
+_SA_ORDERS = {"predictor_order": OneOf((1, 2, 3, 4)), "corrector_order": OneOf((0, 1, 2, 3, 4))}
 
 _ROWS = (
     Sampler(euler, 1, 1, False, "arXiv:2206.00364"),
@@ -24,6 +40,22 @@ _ROWS = (
     Sampler(dpmpp_2s_ancestral, 2, 2, True, "arXiv:2211.01095"),
     Sampler(dpmpp_2m, 2, 1, False, "arXiv:2211.01095"),
     Sampler(lms, 4, 1, False, "Hairer, Norsett, Wanner: Solving ODEs I, III.5", {"order": OneOf((1, 2, 3, 4))}),
+    Sampler(dpm_2_ancestral, 2, 2, True, "arXiv:2206.00927"),
+    Sampler(dpmpp_sde, 2, 2, True, "arXiv:2211.01095", {"r": _SHARE}),
+    Sampler(dpmpp_2m_sde, 2, 1, True, "arXiv:2211.01095", {"solver_type": OneOf(("midpoint", "heun"))}),
+    Sampler(dpmpp_3m_sde, 2, 1, True, "arXiv:2211.01095"),
+    Sampler(ddpm, 1, 1, True, "arXiv:2006.11239"),
+    Sampler(lcm, 0, 1, True, "arXiv:2310.04378"),
+    Sampler(tcd, 1, 1, True, "arXiv:2402.19159", {"eta": Between(0.0, 1.0)}),
+    Sampler(restart, 2, 2, True, "arXiv:2306.14878"),
+    Sampler(res_multistep_ancestral, 2, 1, True, "arXiv:2308.02157"),
+    Sampler(er_sde, 2, 1, True, "arXiv:2309.06169", {"order": OneOf((1, 2, 3))}),
+    Sampler(sa_solver, 4, 1, True, "arXiv:2309.05019", _SA_ORDERS),
+    Sampler(sa_solver_pece, 4, 2, True, "arXiv:2309.05019", _SA_ORDERS),
+    Sampler(seeds_2, 2, 2, True, "arXiv:2305.14267", {"r": _SHARE, "solver_type": OneOf(("phi_1", "phi_2"))}),
+    Sampler(seeds_3, 3, 3, True, "arXiv:2305.14267"),
+    Sampler(euler_ancestral_cfg_pp, 1, 1, True, "arXiv:2406.08070"),
+    Sampler(dpmpp_2s_ancestral_cfg_pp, 2, 2, True, "arXiv:2406.08070"),
 )
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType({row.name: row for row in _ROWS})

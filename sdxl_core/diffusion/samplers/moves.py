@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sdxl_core.types import Noise
+    from sdxl_core.types import Noise, Prediction
 
 
 def toward(denoised: Tensor, x: Tensor, ratio: float) -> Tensor:
@@ -60,3 +60,25 @@ class Churn:
             return x, sigma
         sigma_hat = sigma * (1 + gamma)
         return x + self.s_noise * math.sqrt(sigma_hat**2 - sigma**2) * noise(), sigma_hat
+
+
+def diffusion_step(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
+    """(ratio, spread) of a step of the reverse diffusion: x becomes toward(denoised, x, ratio) + spread * draw.
+
+    Exact where `denoised` stays as it is. eta 0 is the deterministic step, without spread; 1 the reverse diffusion and
+    the step of `ancestral_levels`; more forgets x faster.
+
+    Source: Lu et al. 2022, arXiv:2211.01095, section 5, for x = x0 + sigma eps; eta as in k-diffusion.
+    """
+    h = math.log(sigma / sigma_next)
+    return math.exp(-(1 + eta) * h), sigma_next * math.sqrt(-math.expm1(-2 * eta * h))
+
+
+def phi_2(h: float) -> float:
+    """1 - (1 - exp(-h)) / h: the weight of a change of `denoised` that grows evenly over a step of h in ln(sigma)."""
+    return 1 + math.expm1(-h) / h
+
+
+def unguided(prediction: Prediction) -> Tensor:
+    """The unconditional prediction, which CFG++ takes the noise of; where no guidance ran, the only one there is."""
+    return prediction.denoised if prediction.uncond is None else prediction.uncond

@@ -45,7 +45,7 @@ class Sampler:
     Args:
         fn: the generator, whose name is what presets and the command line call it. Its keyword arguments but `noise`
             are the options, each with a default of its type.
-        order: of convergence, once it has its history, without the noise it may add.
+        order: of convergence, once it has its history, without the noise it may add; 0: it does not solve the equation.
         calls: model calls of a step; a step down to level 0 always makes one. None: it goes its own steps between the
             first and the last level, as many as the picture needs.
         stochastic: draws noise with its default options.
