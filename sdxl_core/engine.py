@@ -20,7 +20,7 @@ from sdxl_core.ops.attention import BACKENDS, AttentionBackend, resolve_attentio
 from sdxl_core.ops.meta import shapes_only
 from sdxl_core.plan import Plan
 from sdxl_core.progress import SILENT, Reporter
-from sdxl_core.types import Conditioning
+from sdxl_core.types import Conditioning, Touch
 
 NETWORK_PREFIX = "model.diffusion_model."
 CONDITIONER_PREFIX = "conditioner."
@@ -55,19 +55,20 @@ class Engine:
     first_stage_dtype: torch.dtype
     attention: str
 
-    def predict(self, x_in: Tensor, c_noise: Tensor, cond: Conditioning) -> Tensor:
+    def predict(self, x_in: Tensor, c_noise: Tensor, cond: Conditioning, touch: Touch | None = None) -> Tensor:
         """Call the network in its dtype; a `Network` for the denoiser, which computes in float32.
 
         Args:
             x_in: (b, c, h, w) scaled noisy latent, float32.
             c_noise: (b,) timesteps; they stay float32, since half precision cannot tell 999 from 998.5.
             cond: b rows.
+            touch: what guidance changes inside the network.
 
         Returns:
             (b, c, h, w) float32.
         """
         raw: Tensor = self.network(
-            x_in.to(self.dtype), c_noise, cond.crossattn.to(self.dtype), cond.vector.to(self.dtype)
+            x_in.to(self.dtype), c_noise, cond.crossattn.to(self.dtype), cond.vector.to(self.dtype), touch
         )
         return raw.float()
 

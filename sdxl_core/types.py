@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sdxl_core.ops.attention import Attention
+
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
@@ -65,6 +67,44 @@ class Prediction:
 
 Network = Callable[["Tensor", "Tensor", Conditioning], "Tensor"]
 """(x_in, c_noise, cond) -> raw output; x_in (b, c_in, h, w), c_noise (b,) timesteps or ln(sigma)/4."""
+
+
+class Attend(Protocol):
+    """What stands in a self-attention layer in the place of its kernel."""
+
+    def __call__(self, kernel: Attention, q: Tensor, k: Tensor, v: Tensor, *, size: tuple[int, int]) -> Tensor:
+        """What the layer takes for kernel(q, k, v); all are (b, heads, h w, d), size is (h, w) of the map."""
+
+
+Merge = Callable[["Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
+"""(features from below, features from the way down) -> both, changed; (b, c, h, w) and (b, c', h, w)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """What guidance changes inside one call of the UNet; where None is passed instead, nothing is and nothing is paid.
+
+    Args:
+        attend: takes the kernel's place in the self-attention of `stages`.
+        stages: names of the checkpoint, `middle_block`, `input_blocks.4` and the like.
+        merge: sees what each stage of the way up is about to join.
+    """
+
+    attend: Attend | None = None
+    stages: tuple[str, ...] = ()
+    merge: Merge | None = None
+
+    def at(self, stage: str) -> Attend | None:
+        """What takes the kernel's place in the self-attention of a stage."""
+        return self.attend if stage in self.stages else None
+
+
+class TouchableNetwork(Protocol):
+    """A `Network` that guidance can reach into."""
+
+    def __call__(self, x_in: Tensor, c_noise: Tensor, cond: Conditioning, touch: Touch | None = None) -> Tensor:
+        """See `Network`; touch is only passed where there is one."""
+
 
 Denoise = Callable[["Tensor", float], Prediction]
 """(x, sigma) -> Prediction; x (b, c, h, w) = x0 + sigma eps, sigma a Python float > 0."""

@@ -1,10 +1,17 @@
 """The transformer that lets pixels look at each other and at the words (Rombach et al. 2022, section 3.3)."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdxl_core.ops.attention import Attention
 from sdxl_core.ops.layers import group_norm, zeroed
+from sdxl_core.types import Attend
+
+AttendMap = Callable[[Attention, Tensor, Tensor, Tensor], Tensor]
+"""An `Attend` that knows the size of the map."""
 
 
 class CrossAttention(nn.Module):
@@ -19,10 +26,12 @@ class CrossAttention(nn.Module):
         self.to_v = nn.Linear(context_dim, d, bias=False)
         self.to_out = nn.Sequential(nn.Linear(d, d))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
+        """Map (b, n, d) to the same; `attend` is asked in the kernel's place, which it is handed."""
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         q, k, v = (y.view(*y.shape[:2], self.heads, -1).transpose(1, 2) for y in (q, k, v))
-        out: Tensor = self.to_out(self.attention(q, k, v).transpose(1, 2).flatten(2))
+        attended = self.attention(q, k, v) if attend is None else attend(self.attention, q, k, v)
+        out: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
         return out
 
 
@@ -64,9 +73,10 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(d)
         self.norm3 = nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
+        """Map (b, n, d) to the same; `attend` is asked in the place of the self-attention's kernel."""
         h = self.norm1(x)
-        x = x + self.attn1(h, h)
+        x = x + self.attn1(h, h, attend)
         x = x + self.attn2(self.norm2(x), context)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
@@ -97,8 +107,10 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = zeroed(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Map (b, c, h, w) -> (b, c, h, w) under a context (b, m, context_dim)."""
+    def forward(self, x: Tensor, context: Tensor, attend: Attend | None = None) -> Tensor:
+        """Map (b, c, h, w) -> (b, c, h, w) under a context (b, m, context_dim); `attend` is a `Touch`'s."""
+        height, width = x.shape[2:]
+        attend_map = None if attend is None else partial(attend, size=(height, width))
         h = self.norm(x)
         if not self.linear:
             h = self.proj_in(h)
@@ -106,7 +118,7 @@ class SpatialTransformer(nn.Module):
         if self.linear:
             h = self.proj_in(h)
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = block(h, context, attend_map)
         if self.linear:
             h = self.proj_out(h)
         h = h.transpose(1, 2).view(x.shape)

@@ -14,6 +14,7 @@ from sdxl_core.config import NetworkConfig
 from sdxl_core.models.transformer import SpatialTransformer
 from sdxl_core.ops.attention import Attention, sdpa
 from sdxl_core.ops.layers import group_norm, sinusoid, zeroed
+from sdxl_core.types import Attend, Touch
 
 _EPS = 1e-5
 
@@ -66,14 +67,25 @@ class Upsample(nn.Module):
 class Stage(nn.ModuleList):
     """One entry of `input_blocks`, `middle_block` or `output_blocks`: gives each layer what it asks for."""
 
-    def forward(self, x: Tensor, emb: Tensor, crossattn: Tensor, size: torch.Size | None = None) -> Tensor:
-        """Map (b, c, h, w) to the same, another width or another size; `size` is what an Upsample must reach."""
+    def forward(
+        self,
+        x: Tensor,
+        emb: Tensor,
+        crossattn: Tensor,
+        *,
+        size: torch.Size | None = None,
+        attend: Attend | None = None,
+    ) -> Tensor:
+        """Map (b, c, h, w) to the same, another width or another size.
+
+        `size` is what an Upsample must reach, `attend` what takes the kernel's place in self-attention.
+        """
         for layer in self:
             match layer:
                 case ResBlock():
                     x = layer(x, emb)
                 case SpatialTransformer():
-                    x = layer(x, crossattn)
+                    x = layer(x, crossattn, attend)
                 case Upsample():
                     x = layer(x, size)
                 case _:
@@ -144,7 +156,7 @@ class UNet(nn.Module):
             group_norm(channels, _EPS), nn.SiLU(), zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
         )
 
-    def forward(self, x: Tensor, t: Tensor, crossattn: Tensor, vector: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, crossattn: Tensor, vector: Tensor, touch: Touch | None = None) -> Tensor:
         """One model call.
 
         Args:
@@ -153,17 +165,25 @@ class UNet(nn.Module):
             t: (b,) timesteps, 0..999 in the published models; real numbers are welcome.
             crossattn: (b, n, context_dim) token features.
             vector: (b, adm_in_channels) pooled text and size features.
+            touch: what guidance changes on the way; None for nothing.
 
         Returns:
             (b, out_channels, h, w) prediction.
         """
+
+        def attend(stage: str) -> Attend | None:
+            return None if touch is None else touch.at(stage)
+
         emb = self.time_embed(sinusoid(t, self.config.model_channels).to(x.dtype)) + self.label_emb(vector)
         skips: list[Tensor] = []
-        for stage in self.input_blocks:
-            x = stage(x, emb, crossattn)
+        for i, stage in enumerate(self.input_blocks):
+            x = stage(x, emb, crossattn, attend=attend(f"input_blocks.{i}"))
             skips.append(x)
-        x = self.middle_block(x, emb, crossattn)
-        for stage in self.output_blocks:
-            x = torch.cat([x, skips.pop()], dim=1)
-            x = stage(x, emb, crossattn, skips[-1].shape[2:] if skips else None)
+        x = self.middle_block(x, emb, crossattn, attend=attend("middle_block"))
+        for i, stage in enumerate(self.output_blocks):
+            skip = skips.pop()
+            if touch is not None and touch.merge is not None:
+                x, skip = touch.merge(x, skip)
+            size = skips[-1].shape[2:] if skips else None
+            x = stage(torch.cat([x, skip], dim=1), emb, crossattn, size=size, attend=attend(f"output_blocks.{i}"))
         return cast(Tensor, self.out(x))
