@@ -29,7 +29,7 @@ preset = load_preset("micro")
 plan = build_plan(preset, "a cat", seed=1); mark("plan")
 engine = sdxl_core.engine.load_engine(preset.model, MODEL); mark("load the weights")
 with torch.inference_mode():
-    sdxl_core.pipeline.condition(engine, [plan])
+    sdxl_core.pipeline.condition(engine, [plan], uncond=True)
 mark("encode the prompt")
 for step in sdxl_core.pipeline.sample(engine, [plan]):
     if step.index == 0: mark("first step, with the prompt encoded once more")

@@ -7,19 +7,14 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from sdxl_core.errors import PresetError
-
-Positive = Annotated[int, Field(ge=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Config(BaseModel):
-    """Base of all configuration: unknown keys, coercions and later changes are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+from sdxl_core.guider_config import GuiderConfig
+from sdxl_core.strict import Config as Config
+from sdxl_core.strict import Finite as Finite
+from sdxl_core.strict import Positive as Positive
+from sdxl_core.strict import PositiveNumber as PositiveNumber
 
 
 class NetworkConfig(Config):
@@ -41,6 +36,15 @@ class NetworkConfig(Config):
     use_linear_in_transformer: bool = True
     context_dim: Positive
     adm_in_channels: Positive
+
+    def attended_stages(self) -> tuple[str, ...]:
+        """Names of the UNet's stages that have attention, in the order in which they run."""
+        last, stages = len(self.channel_mult) - 1, self.num_res_blocks + 1
+        depths = enumerate(self.transformer_depth)
+        attended = [level for level, depth in depths if depth and 2**level in self.attention_resolutions]
+        down = [f"input_blocks.{1 + level * stages + i}" for level in attended for i in range(self.num_res_blocks)]
+        up = [f"output_blocks.{(last - level) * stages + i}" for level in reversed(attended) for i in range(stages)]
+        return (*down, *(["middle_block"] if self.transformer_depth[last] else []), *up)
 
     @model_validator(mode="after")
     def _levels_agree(self) -> "NetworkConfig":
@@ -292,13 +296,6 @@ class DiscretizationConfig(Config):
     sigma_min: Finite | None = None  # edm only; None: 0.0292, or the model's own lowest where it has other levels
     sigma_max: Finite | None = None  # edm only; None: 14.6146, or the model's own highest
     rho: Finite | None = None  # edm only; None: 3.0
-
-
-class GuiderConfig(Config):
-    """Classifier-free guidance: out = uncond + scale (cond - uncond)."""
-
-    name: Literal["identity", "vanilla_cfg"] = "vanilla_cfg"
-    scale: Finite = 5.0
 
 
 class MaskConfig(Config):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdxl_core.conditioning.request import ConditionRequest
 from sdxl_core.devices import memory_guard, require_memory
-from sdxl_core.diffusion.guiders import build_guider
+from sdxl_core.diffusion.guiders import Prompts, build_guider
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.engine import Engine
@@ -101,16 +101,19 @@ def walk(
     return _guarded(engine, plans, _steps(engine, plans, x, sigmas, noise), len(sigmas) - 1)
 
 
-def condition(engine: Engine, plans: Sequence[Plan]) -> tuple[Conditioning, Conditioning | None]:
-    """What the network is told: the conditional and, where guidance needs it, the unconditional side, a row a plan.
+def condition(engine: Engine, plans: Sequence[Plan], *, uncond: bool) -> Prompts:
+    """What the network is told, a row a plan; the unconditional side where it is wanted.
 
     Every distinct prompt runs through the text towers once, by itself, so that its rows do not depend on the batch.
     """
-    guider = plans[0].guider
-    cond = _encode(engine, [(plan.request(), False) for plan in plans])
-    if guider.name == "identity" or guider.scale == 1:
-        return cond, None
-    return cond, _encode(engine, [(plan.negative_request(), plan.zero_negative) for plan in plans])
+    prompt = _encode(engine, [(plan.request(), False) for plan in plans])
+    if not uncond:
+        return Prompts((prompt,))
+    negative = _encode(engine, [(plan.negative_request(), plan.zero_negative) for plan in plans])
+    if plans[0].guider.perp_neg is None:
+        return Prompts((prompt,), uncond=negative)
+    empty = _encode(engine, [(plan.empty_request(), plan.empty_negative == "zeros") for plan in plans])
+    return Prompts((prompt,), uncond=empty, negative=negative)
 
 
 def decode(engine: Engine, latents: Tensor, *, reporter: Reporter = SILENT) -> list[Picture]:
@@ -170,8 +173,9 @@ def _steps(
     engine: Engine, plans: Sequence[Plan], x: Tensor, sigmas: Sequence[float], noise: PictureNoise
 ) -> Iterator[Step]:
     plan = plans[0]
-    cond, uncond = condition(engine, plans)
-    denoise = build_guider(plan.guider).bind(engine.denoiser, engine.predict, cond, uncond)
+    guider = build_guider(plan.guider, plan.sigmas(), engine.config.network)
+    prompts = condition(engine, plans, uncond=guider.wants_uncond)
+    denoise = guider.bind(engine.denoiser, engine.predict, prompts)
     sampler = SAMPLERS[plan.sampler.name]
     yield from sampler.fn(denoise, x.to(engine.device), sigmas, noise=noise, **plan.sampler.options())
 

@@ -16,7 +16,6 @@ from sdxl_core.config import (
     DenoiserConfig,
     DiscretizationConfig,
     Finite,
-    GuiderConfig,
     ModelConfig,
     Positive,
     SamplerConfig,
@@ -25,6 +24,7 @@ from sdxl_core.config import (
 from sdxl_core.diffusion.discretization import resolve_sigmas
 from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls
 from sdxl_core.errors import UsageError
+from sdxl_core.guider_config import GuiderConfig
 from sdxl_core.presets import FLAGS, Preset
 from sdxl_core.resolutions import Size, nearest_resolution
 
@@ -107,6 +107,10 @@ class Plan(Config):
     def negative_request(self) -> ConditionRequest:
         """What guidance moves away from; the sizes are those of the picture."""
         return self._request(self.negative, self.negative_2, self.negative_aesthetic_score)
+
+    def empty_request(self) -> ConditionRequest:
+        """What `perp_neg` measures directions from."""
+        return self._request("", None, self.negative_aesthetic_score)
 
     def _request(self, prompt: str, prompt_2: str | None, aesthetic_score: float) -> ConditionRequest:
         return ConditionRequest(

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     "sdxl_core.errors": 0,
+    "sdxl_core.strict": 0,
+    "sdxl_core.guider_config": 0,
     "sdxl_core.config": 0,
     "sdxl_core.typed_toml": 0,
     "sdxl_core.prediction": 0,
@@ -46,6 +48,7 @@ FLOORS = {
 TORCH_FREE = [
     "sdxl_core",
     "sdxl_core.errors",
+    "sdxl_core.guider_config",
     "sdxl_core.config",
     "sdxl_core.progress",
     "sdxl_core.types",
@@ -56,6 +59,7 @@ TORCH_FREE = [
     "sdxl_core.output",
     "sdxl_core.naming",
     "sdxl_core.diffusion.discretization",
+    "sdxl_core.diffusion.interval",
     "sdxl_core.diffusion.samplers",
     "sdxl_core.conditioning.tokenizer",
     "sdxl_core.conditioning.request",

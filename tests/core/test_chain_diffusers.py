@@ -253,7 +253,8 @@ def test_our_levels_lie_on_the_table_so_that_quantizing_changes_nothing(both: Bo
 
 def test_conditioning_is_that_of_the_reference_towers(both: Both) -> None:
     plan = plan_of(negative="blurry")
-    cond, uncond = condition(both.ours, [plan])
+    prompts = condition(both.ours, [plan], uncond=True)
+    (cond,), uncond = prompts.parts, prompts.uncond
     assert uncond is not None
     with torch.no_grad():
         embeds, negative, pooled, negative_pooled = both.theirs.encode_prompt(
@@ -271,7 +272,8 @@ def test_one_call_of_the_refiner_predicts_the_same(tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path / "refiner.safetensors", "refiner")
     engine = load_engine(config, path, device="cpu", dtype="float32")
     plan = plan_of(empty_negative="encode", aesthetic_score=7.5, negative_aesthetic_score=1.0)
-    cond, uncond = condition(engine, [plan])
+    prompts = condition(engine, [plan], uncond=True)
+    (cond,), uncond = prompts.parts, prompts.uncond
     assert uncond is not None
     unet, tower, tokens = network(tensors, config), big_g(tensors, config, 0), tokenizer("!")
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))

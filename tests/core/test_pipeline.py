@@ -19,7 +19,7 @@ from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import MemoryExhaustedError, NumericsError, UsageError
 from sdxl_core.pipeline import condition, decode, decode_memory_bytes, picture_noise, sample, walk
 from sdxl_core.plan import Plan
-from sdxl_core.types import Step
+from sdxl_core.types import Conditioning, Step
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +54,11 @@ def plan_of(**changes: Any) -> Plan:
 def latents(engine: Engine, *plans: Plan) -> Tensor:
     *_, last = sample(engine, plans)
     return last.x
+
+
+def both_sides(engine: Engine, *plans: Plan) -> tuple[Conditioning, Conditioning | None]:
+    prompts = condition(engine, plans, uncond=True)
+    return prompts.parts[0], prompts.uncond
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -145,7 +150,7 @@ def test_everything_a_plan_says_reaches_the_picture(engine: Engine, change: dict
 
 
 def test_an_empty_negative_is_zeros_for_the_base(engine: Engine) -> None:
-    cond, uncond = condition(engine, [plan_of()])
+    cond, uncond = both_sides(engine, plan_of())
     assert uncond is not None
     assert not uncond.crossattn.any()
     assert not uncond.vector[:, :OPEN_CLIP_WIDTH].any()
@@ -153,10 +158,10 @@ def test_an_empty_negative_is_zeros_for_the_base(engine: Engine) -> None:
 
 
 def test_only_the_rows_without_a_negative_are_zeros(engine: Engine) -> None:
-    _, uncond = condition(engine, [plan_of(), plan_of(negative="blurry"), plan_of()])
+    _, uncond = both_sides(engine, plan_of(), plan_of(negative="blurry"), plan_of())
     assert uncond is not None
     assert [bool(row.any()) for row in uncond.crossattn] == [False, True, False]
-    cond, _ = condition(engine, [plan_of(prompt="blurry")])
+    cond, _ = both_sides(engine, plan_of(prompt="blurry"))
     assert torch.equal(uncond.crossattn[1], cond.crossattn[0])
 
 
@@ -164,7 +169,7 @@ def test_the_refiner_always_encodes_the_negative_and_reads_both_scores(folder: P
     path = write_tiny_checkpoint(folder / "refiner.safetensors", "refiner")
     engine = load_engine(tiny_config("refiner"), path, device="cpu", dtype="float32")
     plan = plan_of(empty_negative="encode")
-    cond, uncond = condition(engine, [plan])
+    cond, uncond = both_sides(engine, plan)
     assert uncond is not None
     assert uncond.crossattn.all(dim=2).any()
     differs = (uncond.vector != cond.vector)[0, OPEN_CLIP_WIDTH:]
@@ -175,7 +180,7 @@ def test_the_refiner_always_encodes_the_negative_and_reads_both_scores(folder: P
 
 @pytest.mark.parametrize("guider", [GuiderConfig(name="identity"), GuiderConfig(scale=1.0)])
 def test_without_guidance_the_negative_side_is_not_made(engine: Engine, guider: GuiderConfig) -> None:
-    assert condition(engine, [plan_of(guider=guider)])[1] is None
+    assert condition(engine, [plan_of(guider=guider)], uncond=False).uncond is None
     with_negative = latents(engine, plan_of(guider=guider, negative="blurry"))
     assert torch.equal(with_negative, latents(engine, plan_of(guider=guider)))
 
