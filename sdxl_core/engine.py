@@ -1,17 +1,18 @@
 """A model in memory, ready to run: network, denoiser, conditioner and first stage on one device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from sdxl_core.checkpoints.check import check_keys, check_model, first_stage_prefix
-from sdxl_core.checkpoints.header import read_header
+from sdxl_core.checkpoints.header import Header, read_header
 from sdxl_core.checkpoints.load import Part, load_parts
 from sdxl_core.conditioning.conditioner import Conditioner
-from sdxl_core.config import ModelConfig
+from sdxl_core.config import ModelConfig, borrowed_towers
 from sdxl_core.devices import dtype_name, memory_guard, require_memory, resolve_device, resolve_dtype
 from sdxl_core.diffusion.denoiser import Denoiser
 from sdxl_core.models.autoencoder import AutoencoderKL
@@ -19,6 +20,7 @@ from sdxl_core.models.unet import UNet
 from sdxl_core.ops.attention import BACKENDS, AttentionBackend, resolve_attention
 from sdxl_core.ops.meta import shapes_only
 from sdxl_core.plan import Plan
+from sdxl_core.presets import load_preset
 from sdxl_core.progress import SILENT, Reporter
 from sdxl_core.types import Conditioning, Touch
 
@@ -94,7 +96,8 @@ def load_engine(
 
     Args:
         model: what the file must hold.
-        path: one safetensors file in the original layout.
+        path: one safetensors file in the original layout; where the model takes parts from another one's file, that
+            file lies beside it.
         vae_path: a file with another first stage, which replaces the one in `path` (that may then lack it).
         device: auto, cpu, cuda or cuda:N.
         dtype: of network and text towers: auto, float32, float16 or bfloat16, see `resolve_dtype`.
@@ -111,8 +114,6 @@ def load_engine(
     # The first stage overflows in float16: activations of the published weights pass 65504.
     first_stage_precision = torch.float32 if precision is torch.float16 else precision
     backend = resolve_attention(attention, place, precision, model.network.num_head_channels)
-    header = read_header(path)
-    vae_header = None if vae_path is None else read_header(vae_path)
 
     with shapes_only():
         network = UNet(model.network, attention=backend.fn)
@@ -122,20 +123,17 @@ def load_engine(
         )
     # Measured on a CPU in bfloat16: a decode is 1.1 to 1.8 times as fast with channels last, the network only half.
     channels_last = place.type == "cpu" and first_stage_precision is torch.bfloat16
-    parts = [Part(network, NETWORK_PREFIX, precision), Part(conditioner, CONDITIONER_PREFIX, precision)]
-    if vae_header is None:
-        parts.append(Part(first_stage, FIRST_STAGE_PREFIX, first_stage_precision, channels_last))
-        check_model(header, model, _shapes(parts))
-        files = [(header, parts)]
-    else:
-        vae = Part(first_stage, first_stage_prefix(vae_header), first_stage_precision, channels_last)
-        check_model(header, model, _shapes(parts), unused=[FIRST_STAGE_PREFIX])
-        check_keys(vae_header, _shapes([vae]), [vae.prefix])
-        files = [(header, parts), (vae_header, [vae])]
-
+    files = _sources(
+        model,
+        Path(path),
+        vae_path,
+        network=Part(network, NETWORK_PREFIX, precision),
+        conditioner=Part(conditioner, CONDITIONER_PREFIX, precision),
+        first_stage=Part(first_stage, FIRST_STAGE_PREFIX, first_stage_precision, channels_last),
+    )
     needed = sum(_bytes(part) for _, parts in files for part in parts)
     require_memory(needed, place, f"the weights of {model.name} in {dtype_name(precision)}", _LOADING_HINT)
-    with memory_guard(place, f"loading {header.path.name}", _LOADING_HINT):
+    with memory_guard(place, f"loading {Path(path).name}", _LOADING_HINT):
         for file, parts in files:
             load_parts(file, parts, device=place, reporter=reporter)
     for module in (network, conditioner, first_stage):
@@ -151,6 +149,36 @@ def load_engine(
         first_stage_dtype=first_stage_precision,
         attention=backend.name,
     )
+
+
+def _sources(
+    model: ModelConfig, path: Path, vae_path: str | Path | None, *, network: Part, conditioner: Part, first_stage: Part
+) -> list[tuple[Header, list[Part]]]:
+    """Which parts are read from which file, each file checked against them."""
+    header = read_header(path)
+    owner = None if model.parts_from is None else load_preset(model.parts_from).model
+    own, shared, unused = [network], [], []
+    if owner is None:
+        own.append(conditioner)
+    else:
+        for position, theirs in borrowed_towers(model, owner).items():
+            tower = cast(Conditioner, conditioner.module).embedders[position]
+            shared.append(replace(conditioner, module=tower, prefix=f"{CONDITIONER_PREFIX}embedders.{theirs}."))
+    files = [(header, own)]
+    if vae_path is not None:
+        vae_header = read_header(vae_path)
+        vae = replace(first_stage, prefix=first_stage_prefix(vae_header))
+        check_keys(vae_header, _shapes([vae]), [vae.prefix])
+        files.append((vae_header, [vae]))
+        unused.append(FIRST_STAGE_PREFIX)
+    else:
+        (own if owner is None else shared).append(first_stage)
+    check_model(header, model, _shapes(own), unused=unused)
+    if owner is not None:
+        beside = read_header(path.with_name(owner.file.name))
+        check_keys(beside, _shapes(shared), [part.prefix for part in shared])
+        files.append((beside, shared))
+    return files
 
 
 def _first_stage_attention(

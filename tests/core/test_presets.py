@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support_tiny import tiny_config
 
-from sdxl_core.config import RecipeConfig
+from sdxl_core.config import FirstStageConfig, RecipeConfig, borrowed_towers
 from sdxl_core.errors import PresetError
 from sdxl_core.presets import Preset, list_presets, load_preset, shipped_file, user_folder
 
@@ -247,3 +248,13 @@ def test_presets_are_instant_and_leave_the_heavy_libraries_out() -> None:
     spent, *heavy = done.stdout.split()
     assert heavy == []
     assert float(spent) < 0.5
+
+
+def test_parts_can_only_be_taken_from_a_model_that_has_them() -> None:
+    refiner, base = tiny_config("refiner"), tiny_config("base")
+    assert borrowed_towers(refiner, base) == {0: 1}
+    with pytest.raises(PresetError, match="tiny-refiner, which has no clip tower like its own"):
+        borrowed_towers(base, refiner)
+    other = base.model_copy(update={"first_stage": FirstStageConfig(ch=64)})
+    with pytest.raises(PresetError, match="another first stage"):
+        borrowed_towers(refiner, other)

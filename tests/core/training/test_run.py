@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support_tiny import tiny_config, tiny_tensors, write_preset, write_tiny_checkpoint
 from support_training import train_config, write_image_folder
 
-from sdxl_core.engine import load_engine
+from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import CheckpointError, PresetError
 from sdxl_core.training.config import DataConfig, DiffusionLossConfig, OptimizerConfig, TrainConfig
 from sdxl_core.training.loop import LOG_FILE, step_generator
@@ -30,6 +30,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stage(place: Path, kind: str, **changes: object) -> TrainConfig:
     return train_config(kind, model=str(place / "tiny.toml"), **changes)
+
+
+def _parameters(engine: Engine) -> list[torch.Tensor]:
+    return [p for part in (engine.network, engine.conditioner, engine.first_stage) for p in part.parameters()]
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -117,6 +121,21 @@ def test_a_network_can_take_its_other_parts_from_another_models_file(place: Path
     assert set(load_file(tmp_path / "refiner.safetensors")) == {
         key for key in tiny_tensors("refiner") if key.startswith("model.diffusion_model.")
     }
+    # And it runs from there: the same weights as in a file of its own give the same prediction.
+    write_tiny_checkpoint(tmp_path / tiny_config().file.name)
+    borrowing = load_engine(refiner, tmp_path / "refiner.safetensors", device=CPU, dtype="float32")
+    own = load_file(tmp_path / "refiner.safetensors")
+    for key, value in tiny_tensors("base").items():
+        own |= {key: value} if key.startswith("first_stage_model.") else {}
+        if key.startswith("conditioner.embedders.1."):
+            own[key.replace("embedders.1", "embedders.0")] = value
+    save_file(own, tmp_path / "whole.safetensors")
+    whole = load_engine(tiny_config("refiner"), tmp_path / "whole.safetensors", device=CPU, dtype="float32")
+    for mine, theirs in zip(_parameters(borrowing), _parameters(whole), strict=True):
+        assert torch.equal(mine, theirs)
+    (tmp_path / tiny_config().file.name).unlink()
+    with pytest.raises(CheckpointError, match=r"tiny_base\.safetensors"):
+        load_engine(refiner, tmp_path / "refiner.safetensors", device=CPU)
 
 
 def test_latents_are_computed_once(place: Path, tmp_path: Path) -> None:
