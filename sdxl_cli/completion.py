@@ -20,8 +20,10 @@ def complete_sampler(_: typer.Context, __: list[str], incomplete: str) -> Candid
 
 
 def complete_schedule(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
-    """Names of noise schedules."""
-    return [name for name in ("ddpm", "edm") if name.startswith(incomplete)]
+    """Names of noise schedules, with what they are."""
+    from sdxl_core.diffusion.schedules import SCHEDULES
+
+    return [(row.name, row.summary) for row in SCHEDULES.values() if row.name.startswith(incomplete)]
 
 
 def complete_prediction(_: typer.Context, __: list[str], incomplete: str) -> Candidates:

@@ -139,7 +139,7 @@ class DrawFlags:
         _value(
             "--schedule",
             metavar="NAME",
-            help="Noise levels: ddpm or edm, such as edm:rho=7.",
+            help="Noise levels by the name of a schedule, such as karras or edm:rho=7; see 'sdxl sigmas list'.",
             panel=HOW,
             complete=complete_schedule,
         ),
@@ -156,6 +156,15 @@ class DrawFlags:
     ] = None
     shift: Annotated[
         float | None, _value("--shift", metavar="S", help="Shift of a flow: every noise level times S.", panel=HOW)
+    ] = None
+    sigmas: Annotated[
+        str | None,
+        _value(
+            "--sigmas",
+            metavar="LIST",
+            help="Noise levels one by one, such as 14.6,7.8,3.5,0; a file of them, or '-' for standard input.",
+            panel=HOW,
+        ),
     ] = None
     size: Annotated[str | None, _value("--size", metavar="WxH", help="Size of the picture in pixels.", panel=SIZES)] = (
         None

@@ -12,7 +12,8 @@ from sdxl_cli.console import Console, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.options import check_machine, full_dtype, parse_aspect, parse_choice, parse_crop, parse_size
 from sdxl_cli.places import models_folders
-from sdxl_cli.prompts import gather_prompts
+from sdxl_cli.prompts import STDIN, gather_prompts
+from sdxl_cli.schedules import parse_schedule, read_sigmas
 from sdxl_core.checkpoints.check import check_model, differences
 from sdxl_core.checkpoints.detect import Detection, detect
 from sdxl_core.checkpoints.find import find_file
@@ -26,13 +27,11 @@ from sdxl_core.naming import Destination, NameFields, Names, resolve_destination
 from sdxl_core.plan import Plan, build_plan, token_report
 from sdxl_core.prediction import prediction_name, resolve_prediction
 from sdxl_core.presets import Preset, list_presets, load_preset
-from sdxl_core.typed_toml import suggestion
 
 DEFAULT_PRESET, FALLBACK_PRESET = "sdxl-base-1.0", "micro"
 RANGE_PRESET = "sdxl-edm"  # of models of the published network that were trained over a range of levels
 MOST_PICTURES = 100_000  # every one of them is planned before the first is drawn
 LATENT_SUFFIX = ".latent.safetensors"
-_SCHEDULES = {"ddpm": "legacy_ddpm", "legacy_ddpm": "legacy_ddpm", "edm": "edm"}
 _FLAG_OF = {
     "recipe.prediction": "--prediction",
     "recipe.shift": "--shift",
@@ -96,6 +95,8 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console) -> R
             raise UsageError(f"{name} must be at least 1, got {value}")
     check_machine(flags.device, flags.dtype, flags.attention)
     asked = prompts or (["anything"] if flags.print_config and flags.prompts_file is None else [])
+    if flags.sigmas == STDIN and STDIN in (*asked, str(flags.prompts_file)):
+        raise UsageError("standard input can be read only once", hint=f"give {STDIN!r} once")
     prompts = gather_prompts(asked, flags.prompts_file)
     if len(prompts) * flags.count > MOST_PICTURES:
         raise UsageError(f"{len(prompts) * flags.count} pictures are too many for one run (at most {MOST_PICTURES})")
@@ -121,7 +122,7 @@ def recipe_table(run: Run) -> dict[str, Any]:
 
 def _choose_model(flags: DrawFlags, console: Console) -> tuple[Preset, Path | None]:
     folders = models_folders()
-    overrides = _overrides(flags)
+    overrides = _overrides(flags, console)
     if flags.model is not None:
         path = find_file(flags.model, folders)
         header = read_header(path)
@@ -193,9 +194,8 @@ def _model_preset_for(found: Detection) -> str:
     return DEFAULT_PRESET
 
 
-def _overrides(flags: DrawFlags) -> dict[str, Any]:
+def _overrides(flags: DrawFlags, console: Console) -> dict[str, Any]:
     sampler, sampler_options = parse_choice(flags.sampler, "--sampler")
-    schedule, schedule_options = parse_choice(flags.schedule, "--schedule")
     if sampler is not None:
         try:
             check_options(sampler, sampler_options)
@@ -203,8 +203,6 @@ def _overrides(flags: DrawFlags) -> dict[str, Any]:
             raise UsageError(f"--sampler: {error.message}", hint=error.hint) from None
     if flags.prediction is not None:
         resolve_prediction(flags.prediction)
-    if schedule is not None and schedule not in _SCHEDULES:
-        raise UsageError(f"unknown schedule {schedule!r}{suggestion(schedule, _SCHEDULES)}", hint="one of: ddpm, edm")
     return {
         "recipe.negative": flags.negative,
         "recipe.prediction": flags.prediction,
@@ -213,12 +211,33 @@ def _overrides(flags: DrawFlags) -> dict[str, Any]:
         "recipe.guider.scale": flags.guidance,
         "recipe.sampler.name": sampler,
         **{f"recipe.sampler.{key}": value for key, value in sampler_options.items()},
-        "recipe.discretization.name": None if schedule is None else _SCHEDULES[schedule],
-        **{f"recipe.discretization.{key}": value for key, value in schedule_options.items()},
+        **_levels(flags, console),
         "recipe.size": parse_size(flags.size, "--size"),
         "recipe.original_size": parse_size(flags.original_size, "--original-size"),
         "recipe.target_size": parse_size(flags.target_size, "--target-size"),
         "recipe.crop_coords_top_left": parse_crop(flags.crop),
+    }
+
+
+def _levels(flags: DrawFlags, console: Console) -> dict[str, Any]:
+    """What --schedule or --sigmas say; a list brings its own number of steps."""
+    if flags.sigmas is None:
+        if flags.schedule is None:
+            return {}
+        name, options = parse_schedule(flags.schedule, "--schedule")
+        return {"recipe.discretization.name": name, **{f"recipe.discretization.{k}": v for k, v in options.items()}}
+    if flags.schedule is not None:
+        raise UsageError("--schedule and --sigmas exclude each other")
+    sigmas = read_sigmas(flags.sigmas)
+    steps = len(sigmas) - 1
+    if flags.steps not in (None, steps):
+        raise UsageError(f"--sigmas takes {steps} steps, --steps says {flags.steps}", hint="leave --steps out")
+    if sigmas[-1] > 0:
+        console.warn(f"the list ends at {sigmas[-1]:g}, so noise of that level stays in the picture; 0 takes it away")
+    return {
+        "recipe.discretization.name": "explicit",
+        "recipe.discretization.sigmas": sigmas,
+        "recipe.steps": steps,
     }
 
 

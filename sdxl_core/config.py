@@ -5,7 +5,7 @@ This module imports no torch: presets are checked before anything heavy is loade
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -265,37 +265,43 @@ def borrowed_towers(model: ModelConfig, owner: ModelConfig) -> dict[int, int]:
     return found
 
 
-class SamplerConfig(Config):
-    """A sampler of the table and, beside its name, the options that are set; the table says which ones it takes."""
+class ChoiceConfig(Config):
+    """A row of a table and, beside its name, the options that are set; the table says which ones it takes."""
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = "euler"
+    name: str
 
     @model_validator(mode="before")
     @classmethod
     def _none_is_not_set(cls, table: Any) -> Any:
-        return {k: v for k, v in table.items() if v is not None} if isinstance(table, Mapping) else table
+        if not isinstance(table, Mapping):
+            return table
+        # JSON has lists where a plan had tuples.
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if v is not None}
 
     @model_validator(mode="after")
-    def _numbers_are_finite(self) -> "SamplerConfig":
+    def _numbers_are_finite(self) -> Self:
         for option, value in self.options().items():
             if isinstance(value, float) and not math.isfinite(value):  # JSON has no word for it
                 raise ValueError(f"{option} must be finite, not {value}; left out, it keeps its default")
         return self
 
     def options(self) -> dict[str, Any]:
-        """The options that are set, as keyword arguments of the sampler."""
+        """The options that are set, as keyword arguments of the row's function."""
         return dict(self.model_extra or {})
 
 
-class DiscretizationConfig(Config):
-    """The noise levels that sampling walks through."""
+class SamplerConfig(ChoiceConfig):
+    """A sampler of `sdxl_core.diffusion.samplers`."""
 
-    name: Literal["legacy_ddpm", "edm"] = "legacy_ddpm"
-    sigma_min: Finite | None = None  # edm only; None: 0.0292, or the model's own lowest where it has other levels
-    sigma_max: Finite | None = None  # edm only; None: 14.6146, or the model's own highest
-    rho: Finite | None = None  # edm only; None: 3.0
+    name: str = "euler"
+
+
+class DiscretizationConfig(ChoiceConfig):
+    """The noise levels that sampling walks through: a schedule of `sdxl_core.diffusion.schedules`."""
+
+    name: str = "legacy_ddpm"
 
 
 class MaskConfig(Config):

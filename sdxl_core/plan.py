@@ -21,8 +21,8 @@ from sdxl_core.config import (
     SamplerConfig,
     SizeEmbedderConfig,
 )
-from sdxl_core.diffusion.discretization import resolve_sigmas
 from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls
+from sdxl_core.diffusion.schedules import resolve_sigmas
 from sdxl_core.errors import UsageError
 from sdxl_core.guider_config import GuiderConfig
 from sdxl_core.presets import FLAGS, Preset
@@ -90,7 +90,7 @@ class Plan(Config):
         return self
 
     def sigmas(self) -> tuple[float, ...]:
-        """The steps + 1 noise levels, decreasing, the last 0."""
+        """The steps + 1 noise levels, decreasing; the last is 0 unless the schedule keeps some noise."""
         return resolve_sigmas(self.discretization, self.steps, self.denoiser)
 
     def model_calls(self) -> int | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from sdxl_core.config import Config, ModelConfig, RecipeConfig, SamplerConfig
+from sdxl_core.config import Config, ModelConfig, RecipeConfig
 from sdxl_core.errors import PresetError, UsageError
 from sdxl_core.typed_toml import Place, Table, build, dotted, read_toml, suggestion
 
@@ -141,7 +141,7 @@ def load_preset(
         if value is not None:
             _lay(tree, tuple(key.split(".")), value, FLAGS, origins)
     built = build(_Tree, tree, lambda place: _source(place, origins, layers))
-    _check_sampler(built.recipe.sampler, lambda place: _source(place, origins, layers))
+    _check_choices(built.recipe, lambda place: _source(place, origins, layers))
     leaves = _leaves({"model": built.model.model_dump(), "recipe": built.recipe.model_dump()})
     named = {dotted(place): _origin(place, origins, tree) for place, _ in leaves}
     top = layers[0]
@@ -227,16 +227,21 @@ def _start_choices_anew(given: Container[str], tree: Table, origins: dict[str, s
                 del origins[key]
 
 
-def _check_sampler(sampler: SamplerConfig, source: Callable[[Place], str]) -> None:
-    """Refuse what the table of samplers does not know, naming the file and key that say so."""
+def _check_choices(recipe: RecipeConfig, source: Callable[[Place], str]) -> None:
+    """Refuse what the tables of samplers and schedules do not know, naming the file and key that say so."""
     from sdxl_core.diffusion.samplers import check_options  # numpy is kept off the start-up path
+    from sdxl_core.diffusion.schedules import check_schedule
 
-    for key, options in [("name", {}), *((key, {key: value}) for key, value in sampler.options().items())]:
-        place = ("recipe", "sampler", key)
-        try:
-            check_options(sampler.name, options)
-        except UsageError as error:
-            raise PresetError(f"{source(place)}: {dotted(place)}: {error.message}", hint=error.hint) from None
+    for table, config, check in (
+        ("sampler", recipe.sampler, check_options),
+        ("discretization", recipe.discretization, check_schedule),
+    ):
+        for key, options in [("name", {}), *((key, {key: value}) for key, value in config.options().items())]:
+            place = ("recipe", table, key)
+            try:
+                check(config.name, options)
+            except UsageError as error:
+                raise PresetError(f"{source(place)}: {dotted(place)}: {error.message}", hint=error.hint) from None
 
 
 def _lay(tree: Table, place: tuple[str, ...], value: Any, origin: str, origins: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
 
 from sdxl_core.config import Config
+from sdxl_core.diffusion.schedules import resolve_schedule
 from sdxl_core.errors import OutputError
 from sdxl_core.plan import Plan
 
@@ -36,6 +37,20 @@ _SAMPLER_NAMES = {
     "dpmpp_2s_ancestral": "DPM++ 2S a",
     "dpmpp_2m": "DPM++ 2M",
     "lms": "LMS",
+}
+_SCHEDULE_NAMES = {
+    "legacy_ddpm": "SGM Uniform",
+    "normal": "Normal",
+    "simple": "Simple",
+    "sgm_uniform": "SGM Uniform",
+    "ddim_uniform": "DDIM",
+    "edm": "Karras",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "polyexponential": "Polyexponential",
+    "beta_a1111": "Beta",
+    "kl_optimal_a1111": "KL Optimal",
+    "align_your_steps_a1111": "Align Your Steps",
 }
 _PAIR = re.compile(r'\s*([\w +/()-]{1,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
@@ -101,15 +116,15 @@ def parameters_text(record: Record) -> str:
 
 
 def _schedule(plan: Plan) -> dict[str, object]:
-    if plan.discretization.name == "legacy_ddpm":
-        return {"Schedule type": "SGM Uniform"}
-    sigmas, rho = plan.sigmas(), plan.discretization.rho
-    return {
-        "Schedule type": "Karras",
-        "Schedule max sigma": f"{sigmas[0]:.6g}",
-        "Schedule min sigma": f"{sigmas[-2]:.6g}",
-        "Schedule rho": f"{3.0 if rho is None else rho:g}",
-    }
+    """The schedule by the name that the web UI has for it, else by ours."""
+    name, options = plan.discretization.name, plan.discretization.options()
+    shown: dict[str, object] = {"Schedule type": _SCHEDULE_NAMES.get(name, name)}
+    if name in ("edm", "karras"):
+        sigmas, default = plan.sigmas(), resolve_schedule(name).options["rho"]
+        shown["Schedule max sigma"] = f"{sigmas[0]:.6g}"
+        shown["Schedule min sigma"] = f"{sigmas[-2]:.6g}"
+        shown["Schedule rho"] = f"{options.get('rho', default):g}"
+    return shown
 
 
 def _quoted(value: object) -> str:

@@ -109,8 +109,8 @@ class TouchableNetwork(Protocol):
 Denoise = Callable[["Tensor", float], Prediction]
 """(x, sigma) -> Prediction; x (b, c, h, w) = x0 + sigma eps, sigma a Python float > 0."""
 
-Option = bool | int | float | str
-"""A value that an option of a sampler may have."""
+Option = bool | int | float | str | tuple[float, ...] | None
+"""A value that an option of a sampler or schedule may have; None is a default that depends on the model."""
 
 
 class Noise(Protocol):

@@ -61,6 +61,7 @@ TORCH_FREE = [
     "sdxl_core.diffusion.discretization",
     "sdxl_core.diffusion.interval",
     "sdxl_core.diffusion.samplers",
+    "sdxl_core.diffusion.schedules",
     "sdxl_core.conditioning.tokenizer",
     "sdxl_core.conditioning.request",
     "sdxl_core.checkpoints.header",

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sdxl_core.config import DenoiserConfig, DiscretizationConfig
+from sdxl_core.config import DenoiserConfig
 from sdxl_core.diffusion.levels import check_sigmas
 from sdxl_core.errors import ScheduleError
 
@@ -228,26 +228,6 @@ def sigma_to_fractional_timestep(sigma: float, table: Sequence[float] | Float32)
         return float(len(table) - 1)
     low, high = math.log(float(table[above - 1])), math.log(float(table[above]))
     return above - 1 + (math.log(sigma) - low) / (high - low)
-
-
-def resolve_sigmas(discretization: DiscretizationConfig, n: int, denoiser: DenoiserConfig) -> tuple[float, ...]:
-    """The n + 1 levels that a run of n steps walks through, decreasing, the last 0; float32 values as Python floats.
-
-    Raises:
-        ScheduleError: the list cannot be made, or an option belongs to another discretization.
-    """
-    given = {k: getattr(discretization, k) for k in ("sigma_min", "sigma_max", "rho")}
-    given = {k: v for k, v in given.items() if v is not None}
-    if discretization.name == "edm":
-        if denoiser.scaling not in ("eps", "v") or denoiser.zero_terminal_snr is not None:
-            low, high = trained_range(denoiser)
-            given = {"sigma_min": low, "sigma_max": high, **given}
-        return edm(n, **given)
-    if given:
-        raise ScheduleError(
-            f"{', '.join(given)} cannot be set for the legacy_ddpm discretization", hint="use the edm discretization"
-        )
-    return legacy_ddpm(n, denoiser)
 
 
 def _check_steps(n: int, most: int) -> None:

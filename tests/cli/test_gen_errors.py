@@ -39,7 +39,7 @@ def refused(result: Result, code: int, *words: str) -> None:
         (["--sampler", "euler:name=heun"], ["--sampler", "'euler' has no option 'name'"]),
         (["--sampler", "euler:s_churn=much"], ["--sampler", "s_churn", "a number of at least 0, not 'much'"]),
         (["--sampler", "lms:order=2.5"], ["--sampler", "order", "must be 1, 2, 3 or 4, not 2.5"]),
-        (["--schedule", "karas"], ["unknown schedule 'karas'", "ddpm, edm"]),
+        (["--schedule", "karas"], ["unknown schedule 'karas'", "did you mean karras?"]),
         (["--schedule", "edn"], ["did you mean edm?"]),
         (["--schedule", "ddpm:rho=7"], ["rho"]),
         (["--steps", "0"], ["--steps", "at least 1"]),

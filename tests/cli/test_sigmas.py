@@ -66,10 +66,10 @@ def test_any_list_can_be_drawn(levels: tuple[float, ...]) -> None:
         (["--steps", "0"], "between 1 and 1000"),
         (["--steps", "1001"], "between 1 and 1000"),
         (["--kind", "edm", "--sigma-min", "5", "--sigma-max", "1"], "must be positive, finite and rise"),
-        (["--kind", "edm", "--rho", "0"], "rho must be a positive number"),
-        (["--rho", "3"], "hint: add --kind edm"),
+        (["--kind", "edm", "--rho", "0"], "rho of schedule 'edm' must be a positive number"),
+        (["--rho", "3"], "schedule 'legacy_ddpm' has no option 'rho'"),
         (["--json", "--csv"], "exclude each other"),
-        (["--kind", "karras"], "'karras' is not one of"),
+        (["--kind", "karas"], "did you mean karras"),
         (["--kind", "edm", "--rho", "nan"], "rho"),
     ],
 )

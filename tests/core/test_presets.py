@@ -141,7 +141,7 @@ def test_a_recipe_that_names_a_sampler_takes_no_options_from_its_bases(user: Pat
     assert load_preset("same", user=user).recipe.sampler.options() == {"eta": 0.5, "s_noise": 1.1}
     other = load_preset("other", user=user)
     assert other.recipe.sampler.options() == {}
-    assert other.recipe.discretization.rho is None
+    assert other.recipe.discretization.options() == {}
     assert not any(key.endswith((".eta", ".s_noise")) for key in other.origins)
 
 
@@ -158,6 +158,12 @@ WRONG = {
     BASE + "[recipe.sampler]\nname = 'eulr'": "recipe.sampler.name: unknown sampler 'eulr'; did you mean euler?",
     BASE
     + "[recipe.sampler]\nname = 'lms'\norder = 5": "recipe.sampler.order: order of sampler 'lms' must be 1, 2, 3 or",
+    BASE
+    + "[recipe.discretization]\nname = 'karas'": "recipe.discretization.name: unknown schedule 'karas'; did you mean",
+    BASE
+    + "[recipe.discretization]\nrho = 7.0": "recipe.discretization.rho: schedule 'legacy_ddpm' has no option 'rho'",
+    BASE
+    + "[recipe.discretization]\nname = 'edm'\nrho = 0.0": "recipe.discretization.rho: rho of schedule 'edm' must be",
     "[model]\nname = 'x'": "model.kind: missing",
     "[model.network]\nchanel_mult = [1]": "model.network.chanel_mult: unknown key; did you mean channel_mult?",
 }

@@ -8,6 +8,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+from sdxl_core.diffusion.options import Between, OneOf
 from sdxl_core.diffusion.samplers.ancestral import (
     ddpm,
     dpm_2_ancestral,
@@ -24,7 +25,7 @@ from sdxl_core.diffusion.samplers.heun import heun
 from sdxl_core.diffusion.samplers.lms import lms
 from sdxl_core.diffusion.samplers.restart import restart
 from sdxl_core.diffusion.samplers.sa_solver import sa_solver, sa_solver_pece
-from sdxl_core.diffusion.samplers.sampler import Between, OneOf, Sampler
+from sdxl_core.diffusion.samplers.sampler import Sampler
 from sdxl_core.diffusion.samplers.seeds import seeds_2, seeds_3
 from sdxl_core.errors import UsageError
 from sdxl_core.typed_toml import suggestion

@@ -20,7 +20,6 @@ from sdxl_core.diffusion.discretization import (
     legacy_ddpm_table,
     legacy_ddpm_timesteps,
     linear_betas,
-    resolve_sigmas,
     sigma_to_fractional_timestep,
     sigma_to_timestep,
     trained_levels,
@@ -28,7 +27,8 @@ from sdxl_core.diffusion.discretization import (
     zero_terminal_alpha_bars,
 )
 from sdxl_core.diffusion.levels import check_sigmas
-from sdxl_core.errors import ScheduleError
+from sdxl_core.diffusion.schedules import resolve_sigmas
+from sdxl_core.errors import ScheduleError, UsageError
 
 PUBLISHED = json.loads((Path(__file__).parents[2] / "data" / "sigma_tables.json").read_text(encoding="utf-8"))
 
@@ -184,7 +184,7 @@ def test_resolve_passes_edm_options_and_keeps_their_defaults() -> None:
 
 
 def test_resolve_refuses_edm_options_for_the_table() -> None:
-    with pytest.raises(ScheduleError, match="sigma_min, rho cannot be set"):
+    with pytest.raises(UsageError, match="schedule 'legacy_ddpm' has no option 'sigma_min'"):
         resolve_sigmas(DiscretizationConfig(sigma_min=0.1, rho=3.0), 9, DenoiserConfig())
 
 

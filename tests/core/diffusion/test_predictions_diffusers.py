@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sdxl_core.config import DenoiserConfig, DiscretizationConfig
 from sdxl_core.diffusion.denoiser import Denoiser
-from sdxl_core.diffusion.discretization import resolve_sigmas, trained_levels
+from sdxl_core.diffusion.discretization import trained_levels
+from sdxl_core.diffusion.schedules import resolve_sigmas
 from sdxl_core.types import Conditioning, Prediction
 
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -11,8 +11,8 @@ from support_closed_form import Counted, Gaussian, TwoPeaks, deterministic, karr
 
 from sdxl_core.diffusion.discretization import edm, legacy_ddpm
 from sdxl_core.diffusion.noise import PictureNoise
+from sdxl_core.diffusion.options import Between
 from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls
-from sdxl_core.diffusion.samplers.sampler import Between
 from sdxl_core.errors import ScheduleError
 
 SHAPE = (4, 6, 5)
