@@ -210,6 +210,8 @@ class ModelConfig(Config):
 
     parts_from: name of the model whose file holds the text towers and the first stage, where this one's file is the
     network alone; as the published refiner's bigG and first stage are the base's.
+    kind: `inpaint` is a base whose network is shown a mask and the masked picture, `edit` one that is shown a picture.
+    scale_shown: whether an editing model was trained with the picture's latent scaled as the noisy one is.
     """
 
     name: str
@@ -223,6 +225,17 @@ class ModelConfig(Config):
     denoiser: DenoiserConfig = DenoiserConfig()
     conditioner: ConditionerConfig
     first_stage: FirstStageConfig = FirstStageConfig()
+    scale_shown: bool = False
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> "ModelConfig":
+        shown = {"inpaint": self.first_stage.z_channels + 1, "edit": self.first_stage.z_channels}.get(self.kind, 0)
+        if self.network.in_channels != (wanted := self.first_stage.z_channels + shown):
+            raise ValueError(
+                f"the network of a model of kind {self.kind} takes {wanted} channels, "
+                f"network.in_channels is {self.network.in_channels}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _widths_agree(self) -> "ModelConfig":

@@ -39,6 +39,7 @@ FLOORS = {
     "sdxl_core.devices": 4,
     "sdxl_core.engine": 4,
     "sdxl_core.pipeline": 4,
+    "sdxl_core.from_pictures": 4,
     "sdxl_core.records": 4,
     "sdxl_core.picture_files": 4,
     "sdxl_core.training": 4,

@@ -133,9 +133,14 @@ class PictureNoise:
         return torch.stack([path.between(sigma, sigma_next) for path in self._paths]).to(self.device)
 
     def start(self, sigma: float) -> Tensor:
-        """The latent a run begins with: the next draw, times sqrt(1 + sigma^2).
+        """The latent a run begins with: the next draw as `pure_noise`."""
+        return pure_noise(self(), sigma)
 
-        The root makes the first network input have the variance of a noised latent of unit variance. Source: the
-        original engine; diffusers does the same.
-        """
-        return self() * math.sqrt(1 + sigma**2)
+
+def pure_noise(eps: Tensor, sigma: float) -> Tensor:
+    """A latent at level sigma that holds no picture: standard normal eps times sqrt(1 + sigma^2).
+
+    The root makes the first network input have the variance of a noised latent of unit variance. Source: the original
+    engine; diffusers does the same.
+    """
+    return eps * math.sqrt(1 + sigma**2)
