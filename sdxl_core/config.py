@@ -97,6 +97,9 @@ class FirstStageConfig(Config):
 PredictionName = Literal["eps", "v", "v_ztsnr", "v_ztsnr_diffusers", "edm", "edm_v", "flow"]
 """Names of what networks predict; see `sdxl_core.prediction`."""
 
+ProgramName = Literal["a1111", "comfy", "diffusers", "sgm"]
+"""Programs whose conventions a recipe can take; see `sdxl_core.compat`."""
+
 
 class DenoiserConfig(Config):
     """What the network predicts, and the noise levels it was trained on.
@@ -109,7 +112,6 @@ class DenoiserConfig(Config):
         leaves, sigma 4518.76 or 4096.
     sigma_min, sigma_max: edm and edm_v only, the trained range; None for that of the published model of the kind.
     shift: flow only: every level times this number, for models trained at a larger size than their schedule.
-    quantize: eps and v only: replace sigma by the nearest level of the table, as the original engine does.
     """
 
     scaling: Literal["eps", "v", "edm", "edm_v", "flow"] = "eps"
@@ -121,7 +123,6 @@ class DenoiserConfig(Config):
     sigma_min: PositiveNumber | None = None
     sigma_max: PositiveNumber | None = None
     shift: PositiveNumber = 1.0
-    quantize: bool = True
 
     @model_validator(mode="after")
     def _belongs_to_the_scaling(self) -> "DenoiserConfig":
@@ -350,6 +351,7 @@ class RecipeConfig(Config):
     negative: str = ""
     prediction: PredictionName | None = None  # None: what the model file says, else what the model preset says
     shift: PositiveNumber | None = None  # flow only; None: the model's own
+    compat: ProgramName | None = None  # None: this program's own conventions
     steps: Positive = 30
     size: tuple[Positive, Positive] | None = None  # height, width; None: the model's native size
     sampler: SamplerConfig = SamplerConfig()

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from sdxl_core.canvas import Canvas
 from sdxl_core.devices import memory_guard
-from sdxl_core.diffusion.noise import PictureNoise, pure_noise
+from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.diffusion.repaint import Kept
 from sdxl_core.engine import Engine
 from sdxl_core.masks import to_cells
-from sdxl_core.pipeline import picture_noise, walk
+from sdxl_core.pipeline import begin, picture_noise, walk
 from sdxl_core.plan import Plan
 from sdxl_core.source import Source
 from sdxl_core.source_pictures import Pixels
@@ -48,7 +48,7 @@ def sample_from(
     sigmas, source = plans[0].sigmas(), sources[0]
     images = torch.cat([_image(canvas.image) for canvas in canvases])
     latents, eps = encode(engine, images), noise()
-    x = pure_noise(eps, sigmas[0]) if source.strength == 1 else latents + sigmas[0] * eps
+    x = begin(plans[0], eps, sigmas[0]) if source.strength == 1 else latents + sigmas[0] * eps
     kept = None
     if source.repaints_a_part and source.condition == "none":
         cells = [to_cells(_mask(canvas), engine.config.first_stage.factor) for canvas in canvases]

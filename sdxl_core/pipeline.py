@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sdxl_core.conditioning.request import ConditionRequest
 from sdxl_core.devices import memory_guard, require_memory
+from sdxl_core.diffusion.discretization import trained_range
 from sdxl_core.diffusion.guiders import Prompts, build_guider
-from sdxl_core.diffusion.noise import PictureNoise
+from sdxl_core.diffusion.noise import PictureNoise, Stream, pure_noise
 from sdxl_core.diffusion.repaint import Kept, edit_denoise
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.engine import Engine
@@ -52,7 +53,12 @@ def sample(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
     if plans[0].source is not None:
         raise ValueError("the plans start from pictures: see sample_from")
     sigmas = plans[0].sigmas()
-    return walk(engine, plans, noise.start(sigmas[0]), sigmas, noise)
+    return walk(engine, plans, begin(plans[0], noise(), sigmas[0]), sigmas, noise)
+
+
+def begin(plan: Plan, eps: Tensor, sigma: float) -> Tensor:
+    """The latents at level sigma that pictures without a source start from, made of standard normal eps."""
+    return pure_noise(eps, sigma, plan.conventions.start, trained_range(plan.denoiser)[1])
 
 
 def picture_noise(engine: Engine, plans: Sequence[Plan]) -> PictureNoise:
@@ -64,7 +70,8 @@ def picture_noise(engine: Engine, plans: Sequence[Plan]) -> PictureNoise:
     """
     _check_batch(plans)
     check_size(plans[0].size, engine.config)
-    return PictureNoise([plan.seed for plan in plans], _latent_shape(engine, plans[0]), engine.device)
+    streams = [Stream(plan.seed, plan.batch_row, plan.batch_rows, plan.conventions.noise) for plan in plans]
+    return PictureNoise(streams, _latent_shape(engine, plans[0]), engine.device)
 
 
 def walk(
@@ -200,13 +207,14 @@ def _steps(
 
 def _denoise(engine: Engine, plans: Sequence[Plan], shown: Tensor | None) -> Denoise:
     plan, source = plans[0], plans[0].source
+    denoiser = engine.denoiser.snapping(plan.conventions.snap)
     if source is not None and source.condition == "edit" and plan.guider.name != "identity":
         prompts = condition(engine, plans, uncond=True).showing(shown)
         scales = plan.guider.scale, source.how.image_guidance
-        return edit_denoise(engine.denoiser, engine.predict, prompts, *scales)
+        return edit_denoise(denoiser, engine.predict, prompts, *scales)
     guider = build_guider(plan.guider, plan.sigmas(), engine.config.network)
     prompts = condition(engine, plans, uncond=guider.wants_uncond).showing(shown)
-    return guider.bind(engine.denoiser, engine.predict, prompts)
+    return guider.bind(denoiser, engine.predict, prompts)
 
 
 def _check_batch(plans: Sequence[Plan]) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from sdxl_core.compat import Conventions, conventions_of, empty_negative
 from sdxl_core.conditioning.request import ConditionRequest
 from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
 from sdxl_core.config import (
@@ -18,6 +19,7 @@ from sdxl_core.config import (
     Finite,
     ModelConfig,
     Positive,
+    ProgramName,
     SamplerConfig,
     SizeEmbedderConfig,
 )
@@ -45,9 +47,12 @@ class Plan(Config):
         file: name of the model file, and its sha256 where it is known.
         vae: name of a separate first stage's file, or None for the one in the model file.
         prompt: read by both text towers, or by the first alone where `prompt_2` is given for the second.
+        compat: the program whose conventions these are; None for this one.
+        conventions: what programs do differently.
         negative: likewise; see `empty_negative`.
         empty_negative: whether an empty negative prompt becomes zeros, as the base was trained, or is encoded.
         seed: of everything random in this picture.
+        batch_row, batch_rows: which row of how many the picture is where `conventions.batch_noise` is one_stream.
         size: of the picture in pixels.
         original_size, crop_coords_top_left, target_size: what the network is told about the picture.
         aesthetic_score: 0 to 10, read by the refiner only, as is `negative_aesthetic_score`.
@@ -67,7 +72,11 @@ class Plan(Config):
     negative: str = ""
     negative_2: str | None = None
     empty_negative: Literal["zeros", "encode"] = "zeros"
+    compat: ProgramName | None = None
+    conventions: Conventions = Conventions()
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+    batch_row: Annotated[int, Field(ge=0)] = 0
+    batch_rows: Positive = 1
     size: PositiveSize
     original_size: PositiveSize
     crop_coords_top_left: Crop = (0, 0)
@@ -90,6 +99,8 @@ class Plan(Config):
     @model_validator(mode="after")
     def _can_be_run(self) -> Self:
         check_options(self.sampler.name, self.sampler.options())
+        if self.batch_row >= self.batch_rows:
+            raise ValueError(f"batch_row {self.batch_row} is not below batch_rows {self.batch_rows}")
         self.sigmas()
         return self
 
@@ -98,9 +109,10 @@ class Plan(Config):
 
         The last is 0 unless the schedule keeps some noise.
         """
+        steps = self.steps if self.source is None else self.source.schedule_steps(self.steps)
+        levels = resolve_sigmas(self.discretization, steps, self.denoiser, self.conventions.drop_penultimate)
         if self.source is None:
-            return resolve_sigmas(self.discretization, self.steps, self.denoiser)
-        levels = resolve_sigmas(self.discretization, self.source.schedule_steps(self.steps), self.denoiser)
+            return levels
         exact = self.source.how.steps_exact
         return levels[-self.steps - 1 :] if exact else last_levels(levels, self.source.strength)
 
@@ -144,6 +156,16 @@ class Plan(Config):
         check_seed(seed)
         return self.model_copy(update={"seed": seed})
 
+    def pictures(self, count: int) -> list[Self]:
+        """This picture and the next count - 1, each with noise of its own: seed + i, or row i of the same seed.
+
+        Raises:
+            UsageError: seeds beyond 2^64 - 1.
+        """
+        if self.conventions.batch_noise == "per_picture":
+            return [self.with_seed(self.seed + i) for i in range(count)]
+        return [self.model_copy(update={"batch_row": i, "batch_rows": count}) for i in range(count)]
+
     def shares_batch(self, other: "Plan") -> bool:
         """Whether both can be sampled in one batch: all that is not a matter of one row alone is equal.
 
@@ -151,8 +173,8 @@ class Plan(Config):
         """
         if SAMPLERS[self.sampler.name].calls is None:
             return False
-        rows = {"prompt", "prompt_2", "negative", "negative_2", "seed", "original_size", "crop_coords_top_left"}
-        rows |= {"target_size", "aesthetic_score", "negative_aesthetic_score", "source"}
+        rows = {"prompt", "prompt_2", "negative", "negative_2", "seed", "batch_row", "original_size", "source"}
+        rows |= {"crop_coords_top_left", "target_size", "aesthetic_score", "negative_aesthetic_score"}
         sources = [None if plan.source is None else plan.source.shared() for plan in (self, other)]
         return sources[0] == sources[1] and self.model_dump(exclude=rows) == other.model_dump(exclude=rows)
 
@@ -235,7 +257,9 @@ def build_plan(
         prompt_2=prompt_2,
         negative=recipe.negative,
         negative_2=negative_2,
-        empty_negative="encode" if model.kind == "refiner" else "zeros",
+        empty_negative=empty_negative(recipe.compat, model.kind),
+        compat=recipe.compat,
+        conventions=conventions_of(recipe.compat, recipe.sampler.name, recipe.discretization.name),
         seed=seed,
         size=size,
         original_size=recipe.original_size or size,
