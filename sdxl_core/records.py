@@ -37,6 +37,15 @@ _SAMPLER_NAMES = {
     "dpmpp_2s_ancestral": "DPM++ 2S a",
     "dpmpp_2m": "DPM++ 2M",
     "lms": "LMS",
+    "heunpp2": "HeunPP2",
+    "dpm_2": "DPM2",
+    "dpm_fast": "DPM fast",
+    "dpm_adaptive": "DPM adaptive",
+    "ddim": "DDIM",
+    "uni_pc": "UniPC",
+    "deis": "DEIS",
+    "ipndm": "IPNDM",
+    "ipndm_v": "IPNDM_V",
 }
 _SCHEDULE_NAMES = {
     "legacy_ddpm": "SGM Uniform",

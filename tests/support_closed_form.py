@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from scipy.integrate import solve_ivp
 
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.types import Noise, Prediction, Step
@@ -41,6 +42,17 @@ class TwoPeaks:
         total = self.std**2 + sigma**2
         peak = self.mean * torch.tanh(self.mean * x / total)
         return Prediction((x * self.std**2 + peak * sigma**2) / total)
+
+
+def solved(law: Any, x: torch.Tensor, sigma: float, sigma_end: float) -> torch.Tensor:
+    """Where dx/dsigma = (x - denoised) / sigma takes a vector from sigma to sigma_end > 0, by scipy."""
+
+    def slope(t: float, y: Any) -> Any:
+        return law(torch.from_numpy(y), math.exp(-t)).denoised.numpy() - y
+
+    times = -math.log(sigma), -math.log(sigma_end)
+    found = solve_ivp(slope, times, x.numpy(), method="DOP853", rtol=1e-12, atol=1e-14)
+    return torch.from_numpy(found.y[:, -1])
 
 
 class Silence:

@@ -74,6 +74,18 @@ def test_bars_run_to_the_end_and_leave_the_lines(tmp_path: Path, tiny_folder: Pa
     assert max(len(line) for line in re.split(r"[\r\n]", text)) < 100
 
 
+def test_the_bar_of_a_sampler_that_finds_its_steps_on_the_way_ends_full(tmp_path: Path, tiny_folder: Path) -> None:
+    sampler = ["--sampler", "dpm_adaptive:order=2,rtol=0.2"]
+    code, seen = at_terminal(
+        ["gen", "a cat", "--seed", "7", *sampler, "--preset", f"{tiny_folder}/tiny-base.toml"], tmp_path, lambda _: b""
+    )
+    assert code == 0
+    made = re.search(r"(\d+) model calls", plain(seen))
+    assert made is not None
+    assert f"{made[1]}/{made[1]} calls" in plain(seen)
+    assert "100 %" in plain(seen)
+
+
 def test_ctrl_c_at_the_terminal(tmp_path: Path, tiny_folder: Path) -> None:
     pressed: list[float] = []
 

@@ -179,6 +179,18 @@ def test_a_dry_run_shows_the_jobs_and_touches_nothing(gen: Sdxl) -> None:
     assert os.listdir() == []
 
 
+def test_calls_that_nobody_knows_beforehand_are_recorded_as_they_were_made(gen: Sdxl) -> None:
+    adaptive = ("a cat", "--seed", 7, "--sampler", "dpm_adaptive:order=2,rtol=0.2")
+    assert "as many as each picture needs, in 1 batch" in gen(*adaptive, "--dry-run").out
+    assert json.loads(gen(*adaptive, "--dry-run", "--json").out)["model_calls"] is None
+    result = gen(*adaptive)
+    with Image.open(result.paths[0]) as picture:
+        record = json.loads(picture.info["sdxl"])
+    assert record["model_calls"] > 3
+    assert f"seed 7, {record['model_calls']} model calls" in result.err
+    assert record["plan"]["sampler"] == {"name": "dpm_adaptive", "order": 2, "rtol": 0.2}
+
+
 def test_the_printed_config_is_a_preset_that_gives_the_same_picture(gen: Sdxl, sdxl: Sdxl) -> None:
     flags = [
         "--steps",

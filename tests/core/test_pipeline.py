@@ -76,7 +76,8 @@ def test_a_run_yields_its_steps_and_ends_without_noise(engine: Engine) -> None:
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_a_progress_bar_of_model_calls_reaches_its_end(engine: Engine, sampler: str) -> None:
     plan = plan_of(sampler=SamplerConfig(name=sampler))
-    assert sum(step.calls for step in sample(engine, [plan])) == plan.model_calls()
+    calls = sum(step.calls for step in sample(engine, [plan]))
+    assert plan.model_calls() == (None if SAMPLERS[sampler].calls is None else calls)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m"])

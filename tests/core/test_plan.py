@@ -10,7 +10,7 @@ from support_tiny import tiny_config
 
 from sdxl_core.diffusion.discretization import edm, legacy_ddpm
 from sdxl_core.errors import ScheduleError, UsageError
-from sdxl_core.plan import Plan, batches, build_plan, check_size, token_report
+from sdxl_core.plan import Plan, batches, build_plan, check_size, token_report, total_calls
 from sdxl_core.presets import load_preset
 
 NO_PRESETS = Path(__file__).parent / "none"
@@ -86,6 +86,18 @@ def test_model_calls_count_every_evaluation(sampler: str, calls: int) -> None:
     assert plan_of(recipe_steps=10, recipe_sampler__name=sampler).model_calls() == calls
 
 
+def test_nobody_knows_beforehand_how_many_calls_an_adaptive_sampler_makes() -> None:
+    adaptive, fixed = plan_of(recipe_sampler__name="dpm_adaptive"), plan_of()
+    assert adaptive.model_calls() is None
+    assert total_calls([[fixed], [fixed, fixed]]) == 2 * (fixed.model_calls() or 0)
+    assert total_calls([[fixed], [adaptive]]) is None
+
+
+def test_pictures_whose_steps_differ_share_no_batch() -> None:
+    adaptive = plan_of(recipe_sampler__name="dpm_adaptive")
+    assert [len(group) for group in batches([adaptive.with_seed(i) for i in range(3)], 3)] == [1, 1, 1]
+
+
 def test_a_sampler_named_by_a_flag_drops_options_of_the_presets_own(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('base = "sdxl-base-1.0"\n[recipe.sampler]\nname = "euler_ancestral"\neta = 0.5\n')
@@ -149,7 +161,7 @@ def test_json_round_trips_exactly(
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"colour": 1}, "colour"),
-        ({"sampler": {"name": "ddim"}}, "unknown sampler 'ddim'"),
+        ({"sampler": {"name": "dream"}}, "unknown sampler 'dream'"),
         ({"sampler": {"name": "lms", "eta": 1.0}}, "'lms' has no option 'eta'"),
         ({"steps": "30"}, "steps"),
     ],

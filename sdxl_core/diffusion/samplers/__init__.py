@@ -8,7 +8,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from sdxl_core.diffusion.options import Between, OneOf
+from sdxl_core.diffusion.options import Allowed, Between, OneOf
 from sdxl_core.diffusion.samplers.ancestral import (
     ddpm,
     dpm_2_ancestral,
@@ -17,44 +17,66 @@ from sdxl_core.diffusion.samplers.ancestral import (
     res_multistep_ancestral,
 )
 from sdxl_core.diffusion.samplers.consistency import lcm, tcd
+from sdxl_core.diffusion.samplers.deis import deis
+from sdxl_core.diffusion.samplers.dpm import dpm_2, dpm_adaptive, dpm_fast
 from sdxl_core.diffusion.samplers.dpmpp import dpmpp_2m, dpmpp_2s_ancestral
 from sdxl_core.diffusion.samplers.dpmpp_sde import dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde
 from sdxl_core.diffusion.samplers.er_sde import er_sde
-from sdxl_core.diffusion.samplers.euler import euler, euler_ancestral
+from sdxl_core.diffusion.samplers.euler import ddim, euler, euler_ancestral
 from sdxl_core.diffusion.samplers.heun import heun
+from sdxl_core.diffusion.samplers.heunpp import heunpp2
 from sdxl_core.diffusion.samplers.lms import lms
+from sdxl_core.diffusion.samplers.pndm import gradient_estimation, ipndm, ipndm_v
 from sdxl_core.diffusion.samplers.restart import restart
 from sdxl_core.diffusion.samplers.sa_solver import sa_solver, sa_solver_pece
 from sdxl_core.diffusion.samplers.sampler import Sampler
 from sdxl_core.diffusion.samplers.seeds import seeds_2, seeds_3
+from sdxl_core.diffusion.samplers.unipc import uni_pc
 from sdxl_core.errors import UsageError
 from sdxl_core.typed_toml import suggestion
 from sdxl_core.types import Option, Prediction
 
+_UP_TO_3, _UP_TO_4 = OneOf((1, 2, 3)), OneOf((1, 2, 3, 4))
 _SHARE = Between(0.1, 1.0)
-_SA_ORDERS = {"predictor_order": OneOf((1, 2, 3, 4)), "corrector_order": OneOf((0, 1, 2, 3, 4))}
+_ADAPTIVE: Mapping[str, Allowed] = {
+    "order": OneOf((2, 3)),
+    "rtol": Between(1e-5, 1.0),
+    "atol": Between(1e-8, 1.0),
+    "h_init": Between(1e-3, 10.0),
+}
+_SA_ORDERS = {"predictor_order": _UP_TO_4, "corrector_order": OneOf((0, 1, 2, 3, 4))}
 
 _ROWS = (
     Sampler(euler, 1, 1, False, "arXiv:2206.00364"),
-    Sampler(heun, 2, 2, False, "arXiv:2206.00364"),
     Sampler(euler_ancestral, 1, 1, True, "arXiv:2010.02502"),
+    Sampler(heun, 2, 2, False, "arXiv:2206.00364"),
+    Sampler(heunpp2, 1, 3, False, "Carzit: sd-webui-samplers-scheduler"),
+    Sampler(dpm_2, 2, 2, False, "arXiv:2206.00927"),
+    Sampler(dpm_2_ancestral, 2, 2, True, "arXiv:2206.00927"),
+    Sampler(dpm_fast, 3, 1, False, "arXiv:2206.00927"),
+    Sampler(dpm_adaptive, 3, None, False, "arXiv:2206.00927", _ADAPTIVE),
     Sampler(dpmpp_2s_ancestral, 2, 2, True, "arXiv:2211.01095"),
     Sampler(dpmpp_2m, 2, 1, False, "arXiv:2211.01095"),
-    Sampler(lms, 4, 1, False, "Hairer, Norsett, Wanner: Solving ODEs I, III.5", {"order": OneOf((1, 2, 3, 4))}),
-    Sampler(dpm_2_ancestral, 2, 2, True, "arXiv:2206.00927"),
     Sampler(dpmpp_sde, 2, 2, True, "arXiv:2211.01095", {"r": _SHARE}),
     Sampler(dpmpp_2m_sde, 2, 1, True, "arXiv:2211.01095", {"solver_type": OneOf(("midpoint", "heun"))}),
     Sampler(dpmpp_3m_sde, 2, 1, True, "arXiv:2211.01095"),
-    Sampler(ddpm, 1, 1, True, "arXiv:2006.11239"),
-    Sampler(lcm, 0, 1, True, "arXiv:2310.04378"),
-    Sampler(tcd, 1, 1, True, "arXiv:2402.19159", {"eta": Between(0.0, 1.0)}),
-    Sampler(restart, 2, 2, True, "arXiv:2306.14878"),
+    Sampler(lms, 4, 1, False, "Hairer, Norsett, Wanner: Solving ODEs I, III.5", {"order": _UP_TO_4}),
+    Sampler(ipndm, 2, 1, False, "arXiv:2202.09778", {"order": _UP_TO_4}),
+    Sampler(ipndm_v, 4, 1, False, "arXiv:2312.00094", {"order": _UP_TO_4}),
+    Sampler(deis, 3, 1, False, "arXiv:2204.13902", {"order": _UP_TO_3}),
+    Sampler(uni_pc, 4, 1, False, "arXiv:2302.04867", {"order": _UP_TO_3, "solver_type": OneOf(("bh1", "bh2"))}),
+    Sampler(gradient_estimation, 1, 1, False, "arXiv:2306.04848"),
     Sampler(res_multistep_ancestral, 2, 1, True, "arXiv:2308.02157"),
-    Sampler(er_sde, 2, 1, True, "arXiv:2309.06169", {"order": OneOf((1, 2, 3))}),
+    Sampler(ddim, 1, 1, False, "arXiv:2010.02502"),
+    Sampler(ddpm, 1, 1, True, "arXiv:2006.11239"),
+    Sampler(er_sde, 2, 1, True, "arXiv:2309.06169", {"order": _UP_TO_3}),
     Sampler(sa_solver, 4, 1, True, "arXiv:2309.05019", _SA_ORDERS),
     Sampler(sa_solver_pece, 4, 2, True, "arXiv:2309.05019", _SA_ORDERS),
     Sampler(seeds_2, 2, 2, True, "arXiv:2305.14267", {"r": _SHARE, "solver_type": OneOf(("phi_1", "phi_2"))}),
     Sampler(seeds_3, 3, 3, True, "arXiv:2305.14267"),
+    Sampler(restart, 2, 2, True, "arXiv:2306.14878"),
+    Sampler(lcm, 0, 1, True, "arXiv:2310.04378"),
+    Sampler(tcd, 1, 1, True, "arXiv:2402.19159", {"eta": Between(0.0, 1.0)}),
     Sampler(euler_ancestral_cfg_pp, 1, 1, True, "arXiv:2406.08070"),
     Sampler(dpmpp_2s_ancestral_cfg_pp, 2, 2, True, "arXiv:2406.08070"),
 )

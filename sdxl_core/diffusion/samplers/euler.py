@@ -90,3 +90,36 @@ def euler_ancestral(
         if up > 0:
             x = x + s_noise * up * noise()
         yield Step(i, sigma_next, x, denoised, calls=1)
+
+
+def ddim(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    *,
+    noise: Noise,
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+) -> Iterator[Step]:
+    """DDIM, which for x = x0 + sigma eps is Euler's method: first order, one model call a step.
+
+    With eta 0, its default, it is `euler` without churn, number for number; with more it is `euler_ancestral`. What
+    other programs call DDIM differs from their Euler in the levels alone: `leading` ones for its timesteps.
+
+    Args:
+        denoise: see `Denoise`.
+        x: (b, c, h, w) float32 latent at noise level sigmas[0].
+        sigmas: n + 1 strictly decreasing levels; the last may be 0.
+        noise: one draw a step, none for a step to level 0 or with eta 0.
+        eta: share of fresh noise, 0 or more; 1 is DDPM.
+        s_noise: standard deviation of the fresh noise.
+
+    Yields:
+        n steps; the last one's x is the sample.
+
+    Raises:
+        ScheduleError: sigmas has fewer than two levels or does not decrease.
+
+    Source: Song et al. 2020, arXiv:2010.02502, equations 12 and 16, for x = x0 + sigma eps.
+    """
+    yield from euler_ancestral(denoise, x, sigmas, noise=noise, eta=eta, s_noise=s_noise)

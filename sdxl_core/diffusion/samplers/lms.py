@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sdxl_core.diffusion.levels import check_sigmas
+from sdxl_core.diffusion.samplers.quadrature import weights
 from sdxl_core.types import Denoise, Noise, Step
 
 if TYPE_CHECKING:
@@ -48,16 +48,7 @@ def lms(denoise: Denoise, x: Tensor, sigmas: Sequence[float], *, noise: Noise, o
 
 
 def adams_weights(nodes: Sequence[float], end: float) -> list[float]:
-    """Weights that integrate, from nodes[0] to end, the polynomial through values given at the nodes.
-
-    Gauss-Legendre quadrature with the one or two points that are exact for up to two or four nodes.
-    """
-    points = (0.0,) if len(nodes) <= 2 else (-1 / math.sqrt(3), 1 / math.sqrt(3))
-    half = (end - nodes[0]) / 2
-    weights = []
-    for j, node in enumerate(nodes):
-        others = [other for k, other in enumerate(nodes) if k != j]
-        at = (nodes[0] + half * (1 + point) for point in points)
-        basis = sum(math.prod((tau - other) / (node - other) for other in others) for tau in at)
-        weights.append(2 * half / len(points) * basis)
-    return weights
+    """Weights that integrate, from nodes[0] to end, the polynomial through values given at the nodes."""
+    length = end - nodes[0]
+    moments = [length ** (k + 1) / (k + 1) for k in range(len(nodes))]
+    return weights([node - nodes[0] for node in nodes], moments)

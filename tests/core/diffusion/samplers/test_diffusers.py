@@ -11,12 +11,16 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     LMSDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
 from support_closed_form import Gaussian, TwoPeaks, silence, steps
 
@@ -86,6 +90,75 @@ def test_heun(sigmas: Sequence[float], law: Callable[[], Denoise]) -> None:
     scheduler.sigmas = torch.tensor(twice)
     theirs = ve_run(scheduler, law(), sigmas, twice[:-1])
     assert_near(steps("heun", law(), start(sigmas), sigmas, silence)[-1].x, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # theirs, of numpy
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("sigmas", LISTS)
+def test_dpm_2(sigmas: Sequence[float], law: Callable[[], Denoise]) -> None:
+    scheduler = KDPM2DiscreteScheduler(**BETAS)
+    put_levels(scheduler, sigmas)
+    middles = [math.sqrt(a * b) for a, b in pairwise(sigmas[:-1])]
+    scheduler.sigmas = torch.tensor([sigmas[0], *(s for s in sigmas[1:-1] for _ in range(2)), 0.0])
+    scheduler.sigmas_interpol = torch.tensor([sigmas[0], *(s for s in middles for _ in range(2)), 0.0])
+    levels = [level for pair in zip(sigmas, middles, strict=False) for level in pair] + [sigmas[-2]]
+    theirs = ve_run(scheduler, law(), sigmas, levels)
+    assert_near(steps("dpm_2", law(), start(sigmas), sigmas, silence)[-1].x, theirs)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_ddim(eta: float, law: Callable[[], Denoise]) -> None:
+    """It takes its levels from its table, so both walk the trailing timesteps, which are those of the legacy list."""
+    sigmas = legacy_ddpm(20)
+    scheduler = DDIMScheduler(**BETAS, timestep_spacing="trailing", clip_sample=False)
+    scheduler.set_timesteps(20)
+    generator = torch.Generator().manual_seed(SEED)
+    torch.randn(SHAPE, generator=generator)  # the start
+    denoise, y = law(), start(sigmas) / math.sqrt(1 + sigmas[0] ** 2)
+    for t, sigma in zip(scheduler.timesteps, sigmas[:-1], strict=True):
+        x = y * math.sqrt(1 + sigma**2)
+        y = scheduler.step((x - denoise(x, sigma).denoised) / sigma, t, y, eta=eta, generator=generator).prev_sample
+    noise = PictureNoise([SEED], SHAPE)
+    x = noise.start(sigmas[0])
+    assert_near(steps("ddim", law(), x, sigmas, noise, eta=eta)[-1].x, y)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("sigmas", LISTS)
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_uni_pc(order: int, sigmas: Sequence[float], law: Callable[[], Denoise]) -> None:
+    scheduler = UniPCMultistepScheduler(**BETAS, solver_order=order, solver_type="bh2", final_sigmas_type="zero")
+    put_levels(scheduler, sigmas)
+    theirs = vp_run(scheduler, law(), sigmas)
+    ours = steps("uni_pc", law(), start(sigmas), sigmas, silence, order=order, solver_type="bh2")[-1].x
+    assert_near(ours, theirs)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("sigmas", LISTS)
+@pytest.mark.parametrize("solver_type", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_uni_pc_above_zero(order: int, solver_type: str, sigmas: Sequence[float], law: Callable[[], Denoise]) -> None:
+    """Its bh1 ends in infinity times 0 at level 0; and the orders are lowered before that level alone."""
+    sigmas = sigmas[:-1]
+    scheduler = UniPCMultistepScheduler(**BETAS, solver_order=order, solver_type=solver_type, lower_order_final=False)
+    put_levels(scheduler, sigmas)
+    theirs = vp_run(scheduler, law(), sigmas) * math.sqrt(1 + sigmas[-1] ** 2)
+    ours = steps("uni_pc", law(), start(sigmas), sigmas, silence, order=order, solver_type=solver_type)[-1].x
+    assert_near(ours, theirs)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("sigmas", LISTS)
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis(order: int, sigmas: Sequence[float], law: Callable[[], Denoise]) -> None:
+    """Up to the last level above 0: from there it takes the logarithm of 0, where ours returns the prediction."""
+    sigmas = sigmas[:-1]
+    scheduler = DEISMultistepScheduler(**BETAS, solver_order=order)
+    put_levels(scheduler, sigmas)
+    theirs = vp_run(scheduler, law(), sigmas) * math.sqrt(1 + sigmas[-1] ** 2)
+    assert_near(steps("deis", law(), start(sigmas), sigmas, silence, order=order)[-1].x, theirs)
 
 
 @pytest.mark.parametrize("law", LAWS)

@@ -5,14 +5,16 @@ Only its file of samplers is loaded: the package itself asks for all that traini
 
 import importlib
 import importlib.util
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from support_closed_form import Gaussian, TwoPeaks, steps
+from support_closed_form import Gaussian, TwoPeaks, log_levels, silence, steps
 from torch import Tensor
 
 from sdxl_core.diffusion.discretization import edm, legacy_ddpm
@@ -85,3 +87,56 @@ def test_sampler(
     sample = getattr(theirs, f"sample_{name}")
     expected = sample(model, x, levels, noise_sampler=draw, disable=True, **options)
     assert_near(ours, expected)
+
+
+def start(sigma: float) -> Tensor:
+    return PictureNoise([SEED], SHAPE).start(sigma).double()
+
+
+def model_of(law: Callable[[], Denoise]) -> Callable[..., Tensor]:
+    denoise = law()
+    return lambda x, sigma: denoise(x, float(sigma[0])).denoised
+
+
+@pytest.mark.parametrize("law", [Gaussian, TwoPeaks])
+@pytest.mark.parametrize("sigmas", LISTS)
+@pytest.mark.parametrize("name", ["euler", "heun", "dpm_2", "dpmpp_2m", "lms"])
+def test_deterministic(theirs: Any, name: str, sigmas: Sequence[float], law: Callable[[], Denoise]) -> None:
+    x = start(sigmas[0])
+    expected = getattr(theirs, f"sample_{name}")(model_of(law), x, torch.tensor(sigmas).double(), disable=True)
+    assert_near(steps(name, law(), x, sigmas, silence)[-1].x, expected)
+
+
+@pytest.mark.parametrize("law", [Gaussian, TwoPeaks])
+@pytest.mark.parametrize("n", [18, 19, 20])
+def test_dpm_fast(theirs: Any, n: int, law: Callable[[], Denoise]) -> None:
+    """It spends n calls on n // 3 + 1 steps of one length, whatever their order, and stops above 0."""
+    orders = [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
+    ends = log_levels(len(orders))
+    sigmas = [ends[0]]
+    for order, (high, low) in zip(orders, pairwise(ends), strict=True):
+        sigmas += [high * (low / high) ** (j / order) for j in range(1, order)] + [low]
+    x = start(ends[0])
+    expected = theirs.sample_dpm_fast(model_of(law), x, ends[-1], ends[0], n, disable=True)
+    taken = steps("dpm_fast", law(), x, sigmas, silence)
+    assert [step.calls for step in taken] == [1] * n
+    assert_near(taken[-1].x, expected)
+
+
+@pytest.mark.parametrize("law", [Gaussian, TwoPeaks])
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive(theirs: Any, order: int, law: Callable[[], Denoise]) -> None:
+    """It stops above 0, and calls again at the beginning of a step that it makes again; ours remembers that one."""
+    x, high, low = start(14.6), 14.6, 0.03
+    torch.set_default_dtype(torch.float64)  # its own levels are float32 otherwise, and small differences steer it
+    try:
+        expected, info = theirs.sample_dpm_adaptive(
+            model_of(law), x, low, high, order=order, disable=True, return_info=True
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    taken = steps("dpm_adaptive", law(), x, [high, low], silence, order=order)
+    assert len(taken) == info["n_accept"]
+    assert sum(step.calls for step in taken) == info["nfe"] - info["n_reject"]
+    assert_near(taken[-1].x, expected)
+    assert math.isclose(taken[-1].sigma, low)

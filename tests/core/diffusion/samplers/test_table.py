@@ -82,7 +82,7 @@ def test_what_a_sampler_does_not_take_is_refused(name: str, options: dict[str, A
 
 def test_hints_name_what_there_is() -> None:
     with pytest.raises(UsageError) as caught:
-        resolve_sampler("ddim")
+        resolve_sampler("dream")
     assert caught.value.hint == f"one of: {', '.join(SAMPLERS)}"
     with pytest.raises(UsageError) as caught:
         check_options("dpmpp_2m", {"eta": 1.0})
