@@ -33,6 +33,13 @@ def complete_prediction(_: typer.Context, __: list[str], incomplete: str) -> Can
     return [(name, kind.title) for name, kind in PREDICTIONS.items() if name.startswith(incomplete)]
 
 
+def complete_program(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
+    """Programs whose conventions can be taken."""
+    from sdxl_core.compat import PROGRAMS
+
+    return [(name, program.title) for name, program in PROGRAMS.items() if name.startswith(incomplete)]
+
+
 def complete_model(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
     """Names of the model files that lie in the models folders."""
     from sdxl_cli.places import models_folders

@@ -6,7 +6,8 @@ from sdxl_cli.console import Console, counted, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import Run
 from sdxl_cli.tables import print_pairs, print_table
-from sdxl_core.plan import batches, total_calls
+from sdxl_core.compat import WORDS, Conventions, empty_negative
+from sdxl_core.plan import Plan, batches, total_calls
 
 
 def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
@@ -19,6 +20,8 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
         return
     print_pairs(console, _facts(run, flags))
     console.data("")
+    if run.jobs[0].plan.compat is not None:
+        _show_conventions(run.jobs[0].plan, console)
     print_table(
         console,
         [("picture", "right"), ("seed", "right"), ("size", "left"), ("prompt", "left"), ("file", "left")],
@@ -33,6 +36,19 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
             for number, job in enumerate(run.jobs, 1)
         ],
     )
+
+
+def _show_conventions(plan: Plan, console: Console) -> None:
+    """Every convention with its value, and what it would be without --compat."""
+    ours = Conventions()
+    rows = [
+        (name, WORDS[name][value], "the same" if value == getattr(ours, name) else WORDS[name][getattr(ours, name)])
+        for name, value in plan.conventions.model_dump().items()
+    ]
+    without = empty_negative(None, "base")
+    rows.append(("empty_negative", plan.empty_negative, "the same" if plan.empty_negative == without else without))
+    print_table(console, [(f"as {plan.compat}", "left"), ("value", "left"), ("default", "left")], rows)
+    console.data("")
 
 
 def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from sdxl_cli.completion import (
     complete_model,
     complete_prediction,
     complete_preset,
+    complete_program,
     complete_sampler,
     complete_schedule,
 )
@@ -142,6 +143,16 @@ class DrawFlags:
             help="Noise levels by the name of a schedule, such as karras or edm:rho=7; see 'sdxl sigmas list'.",
             panel=HOW,
             complete=complete_schedule,
+        ),
+    ] = None
+    compat: Annotated[
+        str | None,
+        _value(
+            "--compat",
+            metavar="PROGRAM",
+            help="Do as a1111, comfy, diffusers or sgm where programs differ; --dry-run says where.",
+            panel=HOW,
+            complete=complete_program,
         ),
     ] = None
     prediction: Annotated[

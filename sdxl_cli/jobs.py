@@ -19,6 +19,7 @@ from sdxl_core.checkpoints.detect import Detection, detect
 from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.header import read_header
 from sdxl_core.checkpoints.markers import Markers, adapt_model, named_prediction, read_markers
+from sdxl_core.compat import resolve_program
 from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
 from sdxl_core.config import ModelConfig, PredictionName
 from sdxl_core.diffusion.samplers import check_options
@@ -33,6 +34,7 @@ RANGE_PRESET = "sdxl-edm"  # of models of the published network that were traine
 MOST_PICTURES = 100_000  # every one of them is planned before the first is drawn
 LATENT_SUFFIX = ".latent.safetensors"
 _FLAG_OF = {
+    "recipe.compat": "--compat",
     "recipe.prediction": "--prediction",
     "recipe.shift": "--shift",
     "recipe.steps": "--steps",
@@ -203,8 +205,11 @@ def _overrides(flags: DrawFlags, console: Console) -> dict[str, Any]:
             raise UsageError(f"--sampler: {error.message}", hint=error.hint) from None
     if flags.prediction is not None:
         resolve_prediction(flags.prediction)
+    if flags.compat is not None:
+        resolve_program(flags.compat)
     return {
         "recipe.negative": flags.negative,
+        "recipe.compat": flags.compat,
         "recipe.prediction": flags.prediction,
         "recipe.shift": flags.shift,
         "recipe.steps": flags.steps,
@@ -287,7 +292,7 @@ def _plans(
                 raise
             raise UsageError(f"prompt {number} of {len(prompts)}: {error.message}", hint=error.hint) from None
         _warn_of_lost_words(first, preset.model, console)
-        plans += [first.with_seed(seed + i) for i in range(flags.count)]
+        plans += first.pictures(flags.count)
     if flags.seed is None and not flags.print_config:
         console.note(f"seed {seed}")
     return plans

@@ -97,6 +97,9 @@ class FirstStageConfig(Config):
 PredictionName = Literal["eps", "v", "v_ztsnr", "v_ztsnr_diffusers", "edm", "edm_v", "flow"]
 """Names of what networks predict; see `sdxl_core.prediction`."""
 
+ProgramName = Literal["a1111", "comfy", "diffusers", "sgm"]
+"""Programs whose conventions a recipe can take; see `sdxl_core.compat`."""
+
 
 class DenoiserConfig(Config):
     """What the network predicts, and the noise levels it was trained on.
@@ -109,7 +112,6 @@ class DenoiserConfig(Config):
         leaves, sigma 4518.76 or 4096.
     sigma_min, sigma_max: edm and edm_v only, the trained range; None for that of the published model of the kind.
     shift: flow only: every level times this number, for models trained at a larger size than their schedule.
-    quantize: eps and v only: replace sigma by the nearest level of the table, as the original engine does.
     """
 
     scaling: Literal["eps", "v", "edm", "edm_v", "flow"] = "eps"
@@ -121,7 +123,6 @@ class DenoiserConfig(Config):
     sigma_min: PositiveNumber | None = None
     sigma_max: PositiveNumber | None = None
     shift: PositiveNumber = 1.0
-    quantize: bool = True
 
     @model_validator(mode="after")
     def _belongs_to_the_scaling(self) -> "DenoiserConfig":
@@ -210,6 +211,8 @@ class ModelConfig(Config):
 
     parts_from: name of the model whose file holds the text towers and the first stage, where this one's file is the
     network alone; as the published refiner's bigG and first stage are the base's.
+    kind: `inpaint` is a base whose network is shown a mask and the masked picture, `edit` one that is shown a picture.
+    scale_shown: whether an editing model was trained with the picture's latent scaled as the noisy one is.
     """
 
     name: str
@@ -223,6 +226,17 @@ class ModelConfig(Config):
     denoiser: DenoiserConfig = DenoiserConfig()
     conditioner: ConditionerConfig
     first_stage: FirstStageConfig = FirstStageConfig()
+    scale_shown: bool = False
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> "ModelConfig":
+        shown = {"inpaint": self.first_stage.z_channels + 1, "edit": self.first_stage.z_channels}.get(self.kind, 0)
+        if self.network.in_channels != (wanted := self.first_stage.z_channels + shown):
+            raise ValueError(
+                f"the network of a model of kind {self.kind} takes {wanted} channels, "
+                f"network.in_channels is {self.network.in_channels}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _widths_agree(self) -> "ModelConfig":
@@ -337,6 +351,7 @@ class RecipeConfig(Config):
     negative: str = ""
     prediction: PredictionName | None = None  # None: what the model file says, else what the model preset says
     shift: PositiveNumber | None = None  # flow only; None: the model's own
+    compat: ProgramName | None = None  # None: this program's own conventions
     steps: Positive = 30
     size: tuple[Positive, Positive] | None = None  # height, width; None: the model's native size
     sampler: SamplerConfig = SamplerConfig()

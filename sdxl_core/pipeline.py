@@ -10,15 +10,17 @@ from torch import Tensor
 
 from sdxl_core.conditioning.request import ConditionRequest
 from sdxl_core.devices import memory_guard, require_memory
+from sdxl_core.diffusion.discretization import trained_range
 from sdxl_core.diffusion.guiders import Prompts, build_guider
-from sdxl_core.diffusion.noise import PictureNoise
+from sdxl_core.diffusion.noise import PictureNoise, Stream, pure_noise
+from sdxl_core.diffusion.repaint import Kept, edit_denoise
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.engine import Engine
 from sdxl_core.errors import NumericsError
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.plan import Plan, check_size
 from sdxl_core.progress import SILENT, Reporter
-from sdxl_core.types import Conditioning, Step
+from sdxl_core.types import Conditioning, Denoise, Step
 
 Picture = NDArray[np.uint8]
 """(height, width, 3), RGB, 0 to 255."""
@@ -48,8 +50,15 @@ def sample(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
         NumericsError: while stepping, when a latent is not finite.
     """
     noise = picture_noise(engine, plans)
+    if plans[0].source is not None:
+        raise ValueError("the plans start from pictures: see sample_from")
     sigmas = plans[0].sigmas()
-    return walk(engine, plans, noise.start(sigmas[0]), sigmas, noise)
+    return walk(engine, plans, begin(plans[0], noise(), sigmas[0]), sigmas, noise)
+
+
+def begin(plan: Plan, eps: Tensor, sigma: float) -> Tensor:
+    """The latents at level sigma that pictures without a source start from, made of standard normal eps."""
+    return pure_noise(eps, sigma, plan.conventions.start, trained_range(plan.denoiser)[1])
 
 
 def picture_noise(engine: Engine, plans: Sequence[Plan]) -> PictureNoise:
@@ -61,11 +70,19 @@ def picture_noise(engine: Engine, plans: Sequence[Plan]) -> PictureNoise:
     """
     _check_batch(plans)
     check_size(plans[0].size, engine.config)
-    return PictureNoise([plan.seed for plan in plans], _latent_shape(engine, plans[0]), engine.device)
+    streams = [Stream(plan.seed, plan.batch_row, plan.batch_rows, plan.conventions.noise) for plan in plans]
+    return PictureNoise(streams, _latent_shape(engine, plans[0]), engine.device)
 
 
 def walk(
-    engine: Engine, plans: Sequence[Plan], x: Tensor, sigmas: Sequence[float], noise: PictureNoise
+    engine: Engine,
+    plans: Sequence[Plan],
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: PictureNoise,
+    *,
+    kept: Kept | None = None,
+    shown: Tensor | None = None,
 ) -> Iterator[Step]:
     """Walk one batch from latents at a given noise level over given levels: what every way to start a picture shares.
 
@@ -79,6 +96,8 @@ def walk(
         x: (b, 4, h/8, w/8) float32 latents at noise level sigmas[0].
         sigmas: n + 1 strictly decreasing levels; the walk ends on the last, which may be above 0.
         noise: of the pictures, going on where it is: the same object for all parts of one walk.
+        kept: what stays of the pictures, a row a plan.
+        shown: (b, c, h/8, w/8) what the network is shown beside x; just where it takes more channels than x has.
 
     Yields:
         n steps.
@@ -98,7 +117,7 @@ def walk(
     if engine.device.type == "cpu":  # CUDA refuses by itself; a CPU process would be killed after hours of sampling
         needed = decode_memory_bytes(engine, plans[0].size)
         require_memory(needed, engine.device, f"a picture of {width}x{height}", _DECODING_HINT)
-    return _guarded(engine, plans, _steps(engine, plans, x, sigmas, noise), len(sigmas) - 1)
+    return _guarded(engine, plans, _steps(engine, plans, x, sigmas, noise, kept, shown), len(sigmas) - 1)
 
 
 def condition(engine: Engine, plans: Sequence[Plan], *, uncond: bool) -> Prompts:
@@ -170,14 +189,32 @@ def _guarded(engine: Engine, plans: Sequence[Plan], steps: Iterator[Step], count
 
 
 def _steps(
-    engine: Engine, plans: Sequence[Plan], x: Tensor, sigmas: Sequence[float], noise: PictureNoise
+    engine: Engine,
+    plans: Sequence[Plan],
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: PictureNoise,
+    kept: Kept | None,
+    shown: Tensor | None,
 ) -> Iterator[Step]:
     plan = plans[0]
-    guider = build_guider(plan.guider, plan.sigmas(), engine.config.network)
-    prompts = condition(engine, plans, uncond=guider.wants_uncond)
-    denoise = guider.bind(engine.denoiser, engine.predict, prompts)
+    denoise = _denoise(engine, plans, shown)
+    if kept is not None:
+        denoise = kept.around(denoise, sigmas)
     sampler = SAMPLERS[plan.sampler.name]
     yield from sampler.fn(denoise, x.to(engine.device), sigmas, noise=noise, **plan.sampler.options())
+
+
+def _denoise(engine: Engine, plans: Sequence[Plan], shown: Tensor | None) -> Denoise:
+    plan, source = plans[0], plans[0].source
+    denoiser = engine.denoiser.snapping(plan.conventions.snap)
+    if source is not None and source.condition == "edit" and plan.guider.name != "identity":
+        prompts = condition(engine, plans, uncond=True).showing(shown)
+        scales = plan.guider.scale, source.how.image_guidance
+        return edit_denoise(denoiser, engine.predict, prompts, *scales)
+    guider = build_guider(plan.guider, plan.sigmas(), engine.config.network)
+    prompts = condition(engine, plans, uncond=guider.wants_uncond).showing(shown)
+    return guider.bind(denoiser, engine.predict, prompts)
 
 
 def _check_batch(plans: Sequence[Plan]) -> None:

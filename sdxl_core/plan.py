@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from sdxl_core.compat import Conventions, conventions_of, empty_negative
 from sdxl_core.conditioning.request import ConditionRequest
 from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
 from sdxl_core.config import (
@@ -18,15 +19,18 @@ from sdxl_core.config import (
     Finite,
     ModelConfig,
     Positive,
+    ProgramName,
     SamplerConfig,
     SizeEmbedderConfig,
 )
+from sdxl_core.diffusion.discretization import last_levels
 from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls
 from sdxl_core.diffusion.schedules import resolve_sigmas
 from sdxl_core.errors import UsageError
 from sdxl_core.guider_config import GuiderConfig
 from sdxl_core.presets import FLAGS, Preset
 from sdxl_core.resolutions import Size, nearest_resolution
+from sdxl_core.source import Source
 
 LARGEST_SEED = 2**64 - 1
 LARGEST_SIDE = 16384
@@ -43,14 +47,18 @@ class Plan(Config):
         file: name of the model file, and its sha256 where it is known.
         vae: name of a separate first stage's file, or None for the one in the model file.
         prompt: read by both text towers, or by the first alone where `prompt_2` is given for the second.
+        compat: the program whose conventions these are; None for this one.
+        conventions: what programs do differently.
         negative: likewise; see `empty_negative`.
         empty_negative: whether an empty negative prompt becomes zeros, as the base was trained, or is encoded.
         seed: of everything random in this picture.
+        batch_row, batch_rows: which row of how many the picture is where `conventions.batch_noise` is one_stream.
         size: of the picture in pixels.
         original_size, crop_coords_top_left, target_size: what the network is told about the picture.
         aesthetic_score: 0 to 10, read by the refiner only, as is `negative_aesthetic_score`.
         denoiser: what the network predicts, and the trained noise levels.
         scale_factor, latent_mean, latent_std: how the model's latents were made of encodings, see `FirstStageConfig`.
+        source: the picture that this one starts from, or None for noise alone.
         device, dtype, attention: `auto` until an engine has resolved them; the device by kind, without its number.
     """
 
@@ -64,7 +72,11 @@ class Plan(Config):
     negative: str = ""
     negative_2: str | None = None
     empty_negative: Literal["zeros", "encode"] = "zeros"
+    compat: ProgramName | None = None
+    conventions: Conventions = Conventions()
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+    batch_row: Annotated[int, Field(ge=0)] = 0
+    batch_rows: Positive = 1
     size: PositiveSize
     original_size: PositiveSize
     crop_coords_top_left: Crop = (0, 0)
@@ -79,6 +91,7 @@ class Plan(Config):
     scale_factor: Finite = 0.13025
     latent_mean: tuple[Finite, ...] | None = None
     latent_std: tuple[Finite, ...] | None = None
+    source: Source | None = None
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
@@ -86,12 +99,22 @@ class Plan(Config):
     @model_validator(mode="after")
     def _can_be_run(self) -> Self:
         check_options(self.sampler.name, self.sampler.options())
+        if self.batch_row >= self.batch_rows:
+            raise ValueError(f"batch_row {self.batch_row} is not below batch_rows {self.batch_rows}")
         self.sigmas()
         return self
 
     def sigmas(self) -> tuple[float, ...]:
-        """The steps + 1 noise levels, decreasing; the last is 0 unless the schedule keeps some noise."""
-        return resolve_sigmas(self.discretization, self.steps, self.denoiser)
+        """The noise levels that are walked, decreasing: steps + 1, or fewer where a picture starts.
+
+        The last is 0 unless the schedule keeps some noise.
+        """
+        steps = self.steps if self.source is None else self.source.schedule_steps(self.steps)
+        levels = resolve_sigmas(self.discretization, steps, self.denoiser, self.conventions.drop_penultimate)
+        if self.source is None:
+            return levels
+        exact = self.source.how.steps_exact
+        return levels[-self.steps - 1 :] if exact else last_levels(levels, self.source.strength)
 
     def model_calls(self) -> int | None:
         """Evaluations of the network that this picture takes; cond and uncond together are one.
@@ -118,6 +141,12 @@ class Plan(Config):
         )
 
     @property
+    def picture_size(self) -> Size:
+        """(height, width) of what is written: `size`, but where a masked part alone is drawn at that size."""
+        alone = self.source is not None and self.source.repaints_a_part and self.source.how.mask.only
+        return self.source.canvas_size if alone and self.source is not None else self.size
+
+    @property
     def zero_negative(self) -> bool:
         """Whether the text of the unconditional side is zeros instead of an encoding."""
         return self.empty_negative == "zeros" and not self.negative and not self.negative_2
@@ -127,6 +156,16 @@ class Plan(Config):
         check_seed(seed)
         return self.model_copy(update={"seed": seed})
 
+    def pictures(self, count: int) -> list[Self]:
+        """This picture and the next count - 1, each with noise of its own: seed + i, or row i of the same seed.
+
+        Raises:
+            UsageError: seeds beyond 2^64 - 1.
+        """
+        if self.conventions.batch_noise == "per_picture":
+            return [self.with_seed(self.seed + i) for i in range(count)]
+        return [self.model_copy(update={"batch_row": i, "batch_rows": count}) for i in range(count)]
+
     def shares_batch(self, other: "Plan") -> bool:
         """Whether both can be sampled in one batch: all that is not a matter of one row alone is equal.
 
@@ -134,9 +173,10 @@ class Plan(Config):
         """
         if SAMPLERS[self.sampler.name].calls is None:
             return False
-        rows = {"prompt", "prompt_2", "negative", "negative_2", "seed", "original_size", "crop_coords_top_left"}
-        rows |= {"target_size", "aesthetic_score", "negative_aesthetic_score"}
-        return self.model_dump(exclude=rows) == other.model_dump(exclude=rows)
+        rows = {"prompt", "prompt_2", "negative", "negative_2", "seed", "batch_row", "original_size", "source"}
+        rows |= {"crop_coords_top_left", "target_size", "aesthetic_score", "negative_aesthetic_score"}
+        sources = [None if plan.source is None else plan.source.shared() for plan in (self, other)]
+        return sources[0] == sources[1] and self.model_dump(exclude=rows) == other.model_dump(exclude=rows)
 
     def to_json(self) -> str:
         """One line of JSON; `from_json` gives back an equal plan."""
@@ -164,6 +204,7 @@ def build_plan(
     prompt_2: str | None = None,
     negative_2: str | None = None,
     seed: int = 0,
+    source: Source | None = None,
     aspect: float | None = None,
     file: str | None = None,
     file_sha256: str | None = None,
@@ -185,6 +226,7 @@ def build_plan(
         prompt_2: read by the second text tower instead; None for the same.
         negative_2: likewise for the negative prompt.
         seed: 0 .. 2^64 - 1.
+        source: the picture to start from; where the preset has no size, this one's is taken.
         aspect: width / height; takes the nearest of the published sizes instead of the preset's size.
         file: name of the model file, None for the published one; its sha256 is then the published one too.
         file_sha256: of `file`, where it is known.
@@ -202,7 +244,7 @@ def build_plan(
     texts = {"prompt": prompt, "prompt_2": prompt_2, "negative": recipe.negative, "negative_2": negative_2}
     check_texts(texts, allow_empty_prompt=allow_empty_prompt)
     check_seed(seed)
-    size = _size(preset, aspect)
+    size = _size(preset, aspect, source)
     if file is None:
         file, file_sha256 = model.file.name, model.file.sha256
     return Plan(
@@ -215,7 +257,9 @@ def build_plan(
         prompt_2=prompt_2,
         negative=recipe.negative,
         negative_2=negative_2,
-        empty_negative="zeros" if model.kind == "base" else "encode",
+        empty_negative=empty_negative(recipe.compat, model.kind),
+        compat=recipe.compat,
+        conventions=conventions_of(recipe.compat, recipe.sampler.name, recipe.discretization.name),
         seed=seed,
         size=size,
         original_size=recipe.original_size or size,
@@ -231,6 +275,7 @@ def build_plan(
         scale_factor=model.first_stage.scale_factor,
         latent_mean=model.first_stage.latent_mean,
         latent_std=model.first_stage.latent_std,
+        source=source,
         device=device,
         dtype=dtype,
         attention=attention,
@@ -324,14 +369,22 @@ def check_size(size: Size, model: ModelConfig) -> None:
         UsageError: says the nearest size that works.
     """
     factor = model.first_stage.factor
-    near = tuple(min(max(round(side / factor), 1) * factor, LARGEST_SIDE) for side in size)
+    near = _divisible(size, factor)
     if near != size:
         reason = f"is larger than {LARGEST_SIDE}" if max(size) > LARGEST_SIDE else f"does not divide by {factor}"
         raise UsageError(f"the size {size[1]}x{size[0]} {reason}", hint=f"try {near[1]}x{near[0]}")
 
 
-def _size(preset: Preset, aspect: float | None) -> Size:
+def _divisible(size: Size, factor: int) -> Size:
+    """The nearest size that divides into latent cells, of which there is at least one."""
+    height, width = (min(max(round(side / factor), 1) * factor, LARGEST_SIDE) for side in size)
+    return height, width
+
+
+def _size(preset: Preset, aspect: float | None, source: Source | None) -> Size:
     size = preset.recipe.size or preset.model.native_size
+    if source is not None and preset.recipe.size is None:
+        size = _divisible(source.canvas_size, preset.model.first_stage.factor)
     if aspect is not None:
         if preset.origins.get("recipe.size") == FLAGS:
             raise UsageError("a size and an aspect were given", hint="give one of the two")

@@ -68,7 +68,7 @@ def predicting(denoiser: DenoiserConfig, name: PredictionName, **numbers: float 
     Raises:
         UsageError: a number that the kind does not have.
     """
-    kept = {"num_idx", "linear_start", "linear_end", "quantize", "sigma_data"}
+    kept = {"num_idx", "linear_start", "linear_end", "sigma_data"}
     if prediction_name(denoiser) == name:
         kept |= {"shift", "sigma_min", "sigma_max"}
     given = {key: number for key, number in numbers.items() if number is not None}

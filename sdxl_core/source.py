@@ -6,8 +6,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sdxl_core.config import Config, ModelConfig, Positive, SourceConfig
-from sdxl_core.errors import UsageError
+from sdxl_core.errors import ScheduleError, UsageError
 
+LONGEST_SCHEDULE = 1000
 _SAME_SHAPE = 0.02  # in ln(width / height): what rounding does to a mask of another size
 
 Margins = tuple[
@@ -65,18 +66,26 @@ class Source(Config):
         left, top, right, bottom = self.margins
         return self.picture.size[0] + top + bottom, self.picture.size[1] + left + right
 
-    @property
-    def leaves_nothing(self) -> bool:
-        """Whether the walk begins with noise alone, as that of a picture from words does."""
-        return self.strength == 1
+    def shared(self) -> tuple[SourceConfig, str, bool]:
+        """All that must be equal for two pictures to be drawn in one batch."""
+        return self.how, self.condition, self.repaints_a_part
 
     def schedule_steps(self, steps: int) -> int:
-        """Steps of the whole schedule, of which `walked` ones are made."""
-        return max(steps, _floor(min(steps / self.strength, 1e6))) if self.how.steps_exact else steps
+        """Steps of the whole schedule, of whose end `steps` are walked exactly, or the share `strength` of them.
 
-    def walked(self, steps: int) -> int:
-        """Steps that are made: the share `strength` of them, rounded down, at least 1; or exactly `steps`."""
-        return steps if self.how.steps_exact else max(1, _floor(steps * self.strength))
+        Raises:
+            ScheduleError: no schedule is that long.
+        """
+        if not self.how.steps_exact:
+            return steps
+        total = max(steps, math.floor(min(steps / self.strength, 1e9) + 1e-9))
+        if total > LONGEST_SCHEDULE:
+            raise ScheduleError(
+                f"{steps} steps at strength {self.strength:g} are the end of a schedule of {total} steps, "
+                f"and {LONGEST_SCHEDULE} are the most",
+                hint="take fewer steps or more strength",
+            )
+        return total
 
 
 def build_source(
@@ -120,8 +129,3 @@ def build_source(
 
 def _shape(file: SourceFile) -> float:
     return math.log(file.size[1] / file.size[0])
-
-
-def _floor(value: float) -> int:
-    """Rounded down; 0.29 of 100 is 29, though the product of doubles is a hair less."""
-    return math.floor(value + 1e-9)

@@ -29,9 +29,12 @@ from sdxl_core.ops.meta import shapes_only
 CLIP_WIDTH, OPEN_CLIP_WIDTH, SIZE_WIDTH = 32, 64, 32
 
 
-def tiny_config(kind: Literal["base", "refiner"] = "base") -> ModelConfig:
+Kind = Literal["base", "refiner", "inpaint", "edit"]
+
+
+def tiny_config(kind: Kind = "base") -> ModelConfig:
     """Two or one text towers, three levels, a factor-8 first stage; the block structure of the published model."""
-    base = kind == "base"
+    base = kind != "refiner"
     third: Literal["target_size", "aesthetic_score"] = "target_size" if base else "aesthetic_score"
     clip = (ClipTextConfig(kind="clip", width=CLIP_WIDTH, layers=3, heads=2, layer_idx=2),)
     return ModelConfig(
@@ -40,6 +43,7 @@ def tiny_config(kind: Literal["base", "refiner"] = "base") -> ModelConfig:
         native_size=(64, 64),
         file=ModelFile(name=f"tiny_{kind}.safetensors"),
         network=NetworkConfig(
+            in_channels={"inpaint": 9, "edit": 8}.get(kind, 4),
             model_channels=32,
             channel_mult=(1, 2, 2),
             attention_resolutions=(4, 2),
@@ -75,7 +79,7 @@ def _toml(value: object) -> str:
     return json.dumps(value)
 
 
-def tiny_tensors(kind: Literal["base", "refiner"] = "base", seed: int = 0) -> dict[str, Tensor]:
+def tiny_tensors(kind: Kind = "base", seed: int = 0) -> dict[str, Tensor]:
     """Every tensor of the single file, float32; each is drawn from (seed, key) alone."""
     config = tiny_config(kind)
     with shapes_only():
@@ -86,16 +90,14 @@ def tiny_tensors(kind: Literal["base", "refiner"] = "base", seed: int = 0) -> di
         }
     shapes = {prefix + key: value.shape for prefix, part in parts.items() for key, value in part.state_dict().items()}
     tensors = {key: _draw(key, tuple(shape), seed) for key, shape in shapes.items()}
-    if kind == "base":
+    if kind != "refiner":
         # The published base has this key too; it is no weight.
         key = "conditioner.embedders.0.transformer.text_model.embeddings.position_ids"
         tensors[key] = torch.arange(77).expand(1, 77).contiguous()
     return tensors
 
 
-def write_tiny_checkpoint(
-    path: Path, kind: Literal["base", "refiner"] = "base", seed: int = 0, dtype: torch.dtype = torch.float32
-) -> Path:
+def write_tiny_checkpoint(path: Path, kind: Kind = "base", seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
     """Write `tiny_tensors` as one safetensors file (20 MB in float32, mostly the vocabulary) and return its path."""
     tensors = tiny_tensors(kind, seed)
     save_file({k: t.to(dtype) if t.is_floating_point() else t for k, t in tensors.items()}, path)

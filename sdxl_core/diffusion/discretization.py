@@ -230,6 +230,22 @@ def sigma_to_fractional_timestep(sigma: float, table: Sequence[float] | Float32)
     return above - 1 + (math.log(sigma) - low) / (high - low)
 
 
+def last_levels(sigmas: Sequence[float], strength: float) -> tuple[float, ...]:
+    """The levels of the last `strength` of the steps: what a run walks that starts from a picture.
+
+    Args:
+        sigmas: n + 1 decreasing levels.
+        strength: above 0, at most 1; the steps are n x strength, rounded down, and at least one.
+
+    Raises:
+        ScheduleError: strength is not in (0, 1].
+    """
+    if not 0 < strength <= 1:
+        raise ScheduleError(f"a strength must be above 0 and at most 1, not {strength}")
+    steps = max(1, math.floor((len(sigmas) - 1) * strength + 1e-9))  # 0.29 x 100 is 28.999999999999996
+    return tuple(sigmas[-steps - 1 :])
+
+
 def _check_steps(n: int, most: int) -> None:
     if n < 1 or n > most:
         raise ScheduleError(f"the number of steps must be between 1 and {most}, not {n}")

@@ -22,7 +22,7 @@ A sampler's model call is one evaluation of all this, whatever number of network
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -61,6 +61,14 @@ class Prompts:
     weights: Tensor | None = None
     uncond: Conditioning | None = None
     negative: Conditioning | None = None
+
+    def showing(self, concat: Tensor | None) -> "Prompts":
+        """The same, with channels (b, c, h, w) that the network is shown beside x, under every prompt."""
+        shown = [
+            None if side is None else replace(side, concat=concat) for side in (*self.parts, self.uncond, self.negative)
+        ]
+        parts = tuple(side for side in shown[: len(self.parts)] if side is not None)
+        return Prompts(parts, self.weights, *shown[len(self.parts) :])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,16 @@
 """Noise that belongs to a picture, not to a batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sdxl_core.compat import Start
+from sdxl_core.diffusion.philox import CudaNoise
 
 BITS = 16  # of the grid of levels on which a path is known: 2^16 to an octave, 1.1e-5 of a level apart
 
@@ -105,37 +110,81 @@ def _deviation(start: int, end: int) -> float:
     return math.sqrt(_elapsed(start, end))
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Where the draws of one picture come from: a row of what one generator draws for so many rows at once.
+
+    Args:
+        seed: of the generator.
+        row, rows: which row of how many.
+        noise: torch's generator on the CPU, or that of CUDA, see `CudaNoise`.
+    """
+
+    seed: int
+    row: int = 0
+    rows: int = 1
+    noise: Literal["cpu", "cuda"] = "cpu"
+
+    def open(self, shape: tuple[int, ...]) -> Callable[[], Tensor]:
+        """The generator at its beginning: every call gives all the rows, (rows, *shape), float32 on the CPU."""
+        whole = (self.rows, *shape)
+        if self.noise == "cuda":
+            cuda = CudaNoise(self.seed)
+            return lambda: torch.from_numpy(cuda(whole))
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        return lambda: torch.randn(whole, generator=generator, dtype=torch.float32)
+
+
 class PictureNoise:
-    """Standard normal draws for a batch, row i always from picture i's own CPU generator; a `Noise`.
+    """Standard normal draws for a batch, row i always from picture i's own stream; a `Noise`.
 
     A picture is therefore the same alone or in any batch, and on any device. The first draw of a seed is what
     diffusers and ComfyUI draw for that seed on the CPU.
 
     Args:
-        seeds: one a picture.
+        streams: one a picture; a seed stands for a stream of one row on the CPU.
         shape: (c, h, w) of one latent.
         device: where the draws are moved to; they are made on the CPU, in float32.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, streams: Sequence[int | Stream], shape: tuple[int, int, int], device: torch.device | str = "cpu"
+    ) -> None:
         self.shape = shape
         self.device = torch.device(device)
-        self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        self._paths = [BrownianPath(seed, shape) for seed in seeds]
+        self._streams = [Stream(stream) if isinstance(stream, int) else stream for stream in streams]
+        # Rows of one generator are drawn together, so that a batch of all of them draws each once.
+        shared = {(s.seed, s.rows, s.noise): s for s in self._streams}
+        self._draws = {key: stream.open(shape) for key, stream in shared.items()}
+        self._paths = [BrownianPath(stream.seed + stream.row, shape) for stream in self._streams]
 
     def __call__(self) -> Tensor:
         """The next (b, c, h, w) draw."""
-        rows = [torch.randn(self.shape, generator=g, dtype=torch.float32) for g in self._generators]
-        return torch.stack(rows).to(self.device)
+        drawn = {key: draw() for key, draw in self._draws.items()}
+        return torch.stack([drawn[s.seed, s.rows, s.noise][s.row] for s in self._streams]).to(self.device)
 
     def between(self, sigma: float, sigma_next: float) -> Tensor:
         """The (b, c, h, w) increments of the pictures' paths from sigma down to sigma_next; see `BrownianPath`."""
         return torch.stack([path.between(sigma, sigma_next) for path in self._paths]).to(self.device)
 
     def start(self, sigma: float) -> Tensor:
-        """The latent a run begins with: the next draw, times sqrt(1 + sigma^2).
+        """The latent a run begins with: the next draw as `pure_noise`."""
+        return pure_noise(self(), sigma)
 
-        The root makes the first network input have the variance of a noised latent of unit variance. Source: the
-        original engine; diffusers does the same.
-        """
-        return self() * math.sqrt(1 + sigma**2)
+
+def pure_noise(eps: Tensor, sigma: float, start: Start = "root", highest: float = math.inf) -> Tensor:
+    """A latent at level sigma that holds no picture: standard normal eps times sqrt(1 + sigma^2).
+
+    The root makes the first network input have the variance of a noised latent of unit variance.
+
+    Args:
+        eps: (b, c, h, w).
+        sigma: the level.
+        start: root, or what another program does, see `Conventions`.
+        highest: the model's highest level.
+
+    Source: the original engine.
+    """
+    at_top = sigma > highest or math.isclose(sigma, highest, rel_tol=1e-5)
+    root = start == "root" or (start == "root_at_top" and at_top)
+    return eps * (math.sqrt(1 + sigma**2) if root else sigma)

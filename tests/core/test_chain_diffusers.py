@@ -4,7 +4,6 @@ Nothing of ours runs on the other side but the weights: transformers' tokenizers
 UNet, schedulers and autoencoder.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,12 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
 )
-from open_clip.tokenizer import SimpleTokenizer
-from support_diffusers import diffusers_unet, diffusers_vae
+from support_chain import SDXL_BETAS, big_g, chain_parts, network, tokenizer
 from support_networks import relative_error
-from support_tiny import SIZE_WIDTH, tiny_config, tiny_tensors, write_tiny_checkpoint
+from support_tiny import tiny_config, tiny_tensors, write_tiny_checkpoint
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sdxl_core.config import ClipTextConfig, ModelConfig, OpenClipTextConfig, SamplerConfig
+from sdxl_core.config import SamplerConfig
 from sdxl_core.diffusion.discretization import legacy_ddpm_timesteps
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.pipeline import condition, decode, sample
@@ -34,97 +31,6 @@ from sdxl_core.plan import Plan
 STEPS = 30
 NETWORK_TOLERANCE = 1e-5  # relative, one call in float32
 LATENT_TOLERANCE = 1e-3  # relative, after 30 steps
-
-SDXL_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-_BIG_G_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-    "attn.out_proj": "self_attn.out_proj",
-}
-_BIG_G_ENDS = {
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
-}
-
-
-def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def big_g_in_transformers_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's text tower as CLIPTextModelWithProjection names it: q, k and v apart, the projection transposed."""
-    renamed = {}
-    for key, value in tensors.items():
-        if key in _BIG_G_ENDS:
-            renamed[_BIG_G_ENDS[key]] = value
-        elif key == "text_projection":
-            renamed["text_projection.weight"] = value.T.contiguous()
-        elif key.startswith("transformer.resblocks."):
-            number, _, name = key.removeprefix("transformer.resblocks.").partition(".")
-            layer = f"text_model.encoder.layers.{number}"
-            if name.startswith("attn.in_proj_"):
-                for projection, part in zip("qkv", value.chunk(3), strict=True):
-                    renamed[f"{layer}.self_attn.{projection}_proj.{name.removeprefix('attn.in_proj_')}"] = part
-            else:
-                module, _, kind = name.rpartition(".")
-                renamed[f"{layer}.{_BIG_G_BLOCK[module]}.{kind}"] = value
-        else:
-            assert key == "logit_scale", key
-    return renamed
-
-
-def text_config(tower: ClipTextConfig | OpenClipTextConfig, activation: str) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        hidden_size=tower.width,
-        intermediate_size=4 * tower.width,
-        num_hidden_layers=tower.layers,
-        num_attention_heads=tower.heads,
-        projection_dim=tower.width,
-        hidden_act=activation,
-        bos_token_id=49406,
-        eos_token_id=49407,
-    )
-
-
-def tokenizer(pad_token: str) -> CLIPTokenizer:
-    """transformers' tokenizer over the vocabulary that open_clip carries."""
-    source = SimpleTokenizer()
-    specials = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {specials.get(token, token): number for token, number in source.encoder.items()}
-    merges = list(source.bpe_ranks)
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=77)
-
-
-def big_g(tensors: Mapping[str, Tensor], config: ModelConfig, position: int) -> CLIPTextModelWithProjection:
-    tower = config.conditioner.embedders[position]
-    assert isinstance(tower, OpenClipTextConfig)
-    model = CLIPTextModelWithProjection(text_config(tower, "gelu"))
-    weights = big_g_in_transformers_names(under(tensors, f"conditioner.embedders.{position}.model."))
-    model.load_state_dict(weights, strict=True)
-    return model.eval()
-
-
-def clip_l(tensors: Mapping[str, Tensor], config: ModelConfig) -> CLIPTextModel:
-    tower = config.conditioner.embedders[0]
-    assert isinstance(tower, ClipTextConfig)
-    model = CLIPTextModel(text_config(tower, "quick_gelu"))
-    weights = under(tensors, "conditioner.embedders.0.transformer.")
-    weights = {key: value for key, value in weights.items() if not key.endswith("position_ids")}
-    names = set(model.state_dict())
-    if not any(name.startswith("text_model.") for name in names):  # transformers 5 dropped the outer name
-        weights = under(weights, "text_model.")
-    model.load_state_dict(weights, strict=True)
-    return model.eval()
-
-
-def network(tensors: Mapping[str, Tensor], config: ModelConfig) -> Any:
-    weights = under(tensors, "model.diffusion_model.")
-    return diffusers_unet(weights, config.network, addition_time_embed_dim=SIZE_WIDTH)
 
 
 @dataclass(frozen=True)
@@ -139,16 +45,7 @@ class Both:
 def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     config, tensors = tiny_config(), tiny_tensors()
     path = write_tiny_checkpoint(tmp_path_factory.mktemp("chain") / "tiny.safetensors")
-    theirs = StableDiffusionXLPipeline(
-        vae=diffusers_vae(under(tensors, "first_stage_model."), config.first_stage),
-        text_encoder=clip_l(tensors, config),
-        text_encoder_2=big_g(tensors, config, 1),
-        tokenizer=tokenizer("<|endoftext|>"),
-        tokenizer_2=tokenizer("!"),
-        unet=network(tensors, config),
-        scheduler=EulerDiscreteScheduler(**SDXL_BETAS),
-        add_watermarker=False,
-    )
+    theirs = StableDiffusionXLPipeline(**chain_parts(tensors, config), scheduler=EulerDiscreteScheduler(**SDXL_BETAS))
     theirs.set_progress_bar_config(disable=True)
     return Both(load_engine(config, path, device="cpu", dtype="float32"), theirs)
 

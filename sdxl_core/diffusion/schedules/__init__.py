@@ -164,10 +164,13 @@ def check_schedule(name: str, options: Mapping[str, object]) -> None:
     resolve_schedule(name).check(options)
 
 
-def resolve_sigmas(discretization: DiscretizationConfig, n: int, denoiser: DenoiserConfig) -> tuple[float, ...]:
+def resolve_sigmas(
+    discretization: DiscretizationConfig, n: int, denoiser: DenoiserConfig, drop_penultimate: bool = False
+) -> tuple[float, ...]:
     """The n + 1 levels that a run of n steps walks through, decreasing; float32 values as Python floats.
 
     The last is 0 but for kl_optimal_a1111 and for explicit lists that end elsewhere: there, noise of that level stays.
+    With `drop_penultimate` they are those of n + 1 steps without the last but one; explicit lists stay whole.
 
     Raises:
         UsageError: an unknown schedule, or an option that it cannot have.
@@ -176,4 +179,8 @@ def resolve_sigmas(discretization: DiscretizationConfig, n: int, denoiser: Denoi
     from sdxl_core.diffusion.discretization import trained_levels  # numpy is kept off the start-up path
 
     table = trained_levels(denoiser).tolist()
-    return resolve_schedule(discretization.name).levels(table, n, discretization.options())
+    schedule, options = resolve_schedule(discretization.name), discretization.options()
+    if not drop_penultimate or schedule.name == "explicit":
+        return schedule.levels(table, n, options)
+    *levels, _, last = schedule.levels(table, n + 1, options)
+    return (*levels, last)

@@ -67,7 +67,7 @@ def test_a_level_beyond_the_table_is_replaced_by_its_end(sigma: float, index: in
 
 @pytest.mark.parametrize("scaling", ["eps", "v", "edm", "edm_v", "flow"])
 def test_without_quantization_the_level_is_kept(scaling: str) -> None:
-    denoiser = Denoiser(DenoiserConfig(scaling=scaling, quantize=False))  # type: ignore[arg-type]
+    denoiser = Denoiser(DenoiserConfig(scaling=scaling), "none")  # type: ignore[arg-type]
     x, out = latents(torch.float64)
     network = Recorder(out)
     denoised = denoiser(network, x, 1.2345, COND)
@@ -92,15 +92,29 @@ def test_without_quantization_the_level_is_kept(scaling: str) -> None:
 def test_a_network_of_every_level_has_no_table_to_quantize_to(scaling: str) -> None:
     x, out = latents()
     network = Recorder(out)
-    Denoiser(DenoiserConfig(scaling=scaling, quantize=True))(network, x, 1.2345, COND)  # type: ignore[arg-type]
+    Denoiser(DenoiserConfig(scaling=scaling), "level")(network, x, 1.2345, COND)  # type: ignore[arg-type]
     told = 1000 * 1.2345 / 2.2345 if scaling == "flow" else math.log(1.2345) / 4
     assert network.c_noise.tolist() == pytest.approx([told] * 2)
 
 
-@pytest.mark.parametrize("quantize", [True, False])
+def test_snapping_the_index_alone_takes_the_nearest_in_the_logarithm_and_keeps_sigma() -> None:
+    low, high = (float(s) for s in EPS.table[[5, 6]])
+    x, out = latents()
+    sigma = math.sqrt(low * high) * 1.0001  # beyond the middle in ln(sigma), before the middle in sigma
+    assert sigma < (low + high) / 2
+    network = Recorder(out)
+    denoised = EPS.snapping("index")(network, x, sigma, COND)
+    assert network.c_noise.tolist() == [6, 6]
+    torch.testing.assert_close(denoised, x - sigma * out)
+    EPS(network, x, sigma, COND)
+    assert network.c_noise.tolist() == [5, 5]
+    assert EPS.snapping("level") is EPS
+
+
+@pytest.mark.parametrize("snap", ["level", "index", "none"])
 @pytest.mark.parametrize("scaling", ["eps", "v", "edm", "edm_v", "flow"])
-def test_one_level_a_picture_gives_what_each_level_gives_alone(scaling: str, quantize: bool) -> None:
-    denoiser = Denoiser(DenoiserConfig(scaling=scaling, quantize=quantize))  # type: ignore[arg-type]
+def test_one_level_a_picture_gives_what_each_level_gives_alone(scaling: str, snap: str) -> None:
+    denoiser = Denoiser(DenoiserConfig(scaling=scaling), snap)  # type: ignore[arg-type]
     x, out = latents()
     sigma = torch.tensor([0.4567, 9.876])
     network = Recorder(out)

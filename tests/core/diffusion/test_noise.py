@@ -1,12 +1,14 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdxl_core.diffusion.noise import BrownianPath, PictureNoise
+from sdxl_core.diffusion.noise import BrownianPath, PictureNoise, Stream, pure_noise
+from sdxl_core.diffusion.philox import CudaNoise
 
 SHAPE = (4, 16, 24)
 LEVELS = st.floats(0.002, 200.0)
@@ -47,6 +49,58 @@ def test_start_is_the_first_draw_scaled_for_the_highest_level() -> None:
     sigma = 14.614641189575195
     start = PictureNoise([11], SHAPE).start(sigma)
     torch.testing.assert_close(start, PictureNoise([11], SHAPE)() * math.sqrt(1 + sigma**2))
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (4, 3, 5)], ids=["even", "odd"])
+def test_rows_of_one_stream_are_what_diffusers_draws_for_one_generator(shape: tuple[int, int, int]) -> None:
+    together = PictureNoise([Stream(3, row, 3) for row in range(3)], shape)
+    alone = PictureNoise([Stream(3, 1, 3)], shape)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(2):
+        drawn = randn_tensor((3, *shape), generator=generator)
+        assert torch.equal(together(), drawn)
+        assert torch.equal(alone(), drawn[1:2])
+
+
+def test_rows_of_one_stream_have_paths_of_their_own() -> None:
+    noise = PictureNoise([Stream(3, 0, 2), Stream(3, 1, 2)], SHAPE)
+    first, second = noise.between(2.0, 1.0)
+    assert torch.equal(first, PictureNoise([3], SHAPE).between(2.0, 1.0)[0])
+    assert not torch.equal(first, second)
+
+
+def test_cuda_noise_has_the_published_numbers() -> None:
+    published = """-.92466259 -.42534415 -2.6438457 .14518388 -.12086647 -.57972564 -.62285122 -.32838709
+        -1.07454231 -.36314407 -1.67105067 2.26550497"""
+    drawn = CudaNoise(0)((3, 4))
+    assert drawn.dtype == np.float32
+    assert drawn.flatten() == pytest.approx([float(number) for number in published.split()], rel=1e-6, abs=1e-6)
+
+
+def test_cuda_noise_is_normal_and_never_repeats() -> None:
+    noise = PictureNoise([Stream(7, noise="cuda"), Stream(2**64 - 1, noise="cuda")], (4, 64, 64))
+    draws = [noise(), noise()]
+    flat = torch.stack(draws).flatten(2).flatten(0, 1)  # 4 x 16384
+    # Standard errors of 4 independent rows: mean 1/128, variance sqrt(2)/128, correlation 1/128; 4.5 of them.
+    assert float(flat.mean(dim=1).abs().max()) < 4.5 / 128
+    assert float((flat.var(dim=1) - 1).abs().max()) < 4.5 * math.sqrt(2) / 128
+    assert float((torch.corrcoef(flat) - torch.eye(4)).abs().max()) < 4.5 / 128
+
+
+@pytest.mark.parametrize(
+    ("scale", "highest", "factor"),
+    [
+        ("root", math.inf, math.sqrt(5)),
+        ("sigma", 2.0, 2.0),
+        ("root_at_top", 2.0, math.sqrt(5)),
+        ("root_at_top", 2.00001, math.sqrt(5)),
+        ("root_at_top", 2.1, 2.0),
+        ("root_at_top", 1.9, math.sqrt(5)),
+    ],
+)
+def test_a_start_is_as_strong_as_its_convention_says(scale: str, highest: float, factor: float) -> None:
+    eps = PictureNoise([11], SHAPE)()
+    torch.testing.assert_close(pure_noise(eps, 2.0, scale, highest), eps * factor)  # type: ignore[arg-type]
 
 
 @given(st.lists(LEVELS, min_size=3, max_size=3, unique=True))

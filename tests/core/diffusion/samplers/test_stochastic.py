@@ -242,3 +242,36 @@ def test_without_a_restart_it_is_heun(sigmas: tuple[float, ...], options: dict[s
     x = PictureNoise([0], SHAPE).start(sigmas[0])
     ours = steps("restart", TwoPeaks(), x, sigmas, silence, **options)
     assert torch.equal(ours[-1].x, steps("heun", TwoPeaks(), x, sigmas, silence)[-1].x)
+
+
+@pytest.mark.parametrize(("points", "limit"), [(200, 1e-3), (20_000, 1e-5)])
+def test_er_sde_is_what_its_authors_sums_tend_to(points: int, limit: float) -> None:
+    sigmas = legacy_ddpm(20)
+    noise, replay = (PictureNoise([6], SHAPE) for _ in range(2))
+    last = steps("er_sde", TwoPeaks(), noise.start(sigmas[0]).double(), sigmas, noise)[-1].x
+    assert same(last, summed_er_sde(TwoPeaks(), replay.start(sigmas[0]).double(), sigmas, replay, points), limit)
+
+
+def summed_er_sde(peaks: TwoPeaks, x: Tensor, sigmas: tuple[float, ...], noise: PictureNoise, points: int) -> Tensor:
+    """Cui et al. 2023, algorithm 3 with the integrals as sums over evenly spaced points, in double precision."""
+
+    def phi(level: Tensor) -> Tensor:
+        return level * (torch.exp(level**0.3) + 10)
+
+    levels = torch.tensor(sigmas[:-1], dtype=torch.float64)
+    seen: list[Tensor] = []
+    first: list[Tensor] = []
+    for i in range(len(levels) - 1):
+        s, t = levels[i], levels[i + 1]
+        seen.append(peaks(x, float(s)).denoised)
+        kept = phi(t) / phi(s)
+        x = kept * x + (1 - kept) * seen[i]
+        at = t + (s - t) / points * torch.arange(points)
+        if i >= 1:
+            first.append((seen[i] - seen[i - 1]) / (s - levels[i - 1]))
+            x = x + (t - s + phi(t) * ((s - t) / points / phi(at)).sum()) * first[-1]
+        if i >= 2:
+            second = (first[-1] - first[-2]) / ((s - levels[i - 2]) / 2)
+            x = x + ((t - s) ** 2 / 2 + phi(t) * ((at - s) * (s - t) / points / phi(at)).sum()) * second
+        x = x + (t**2 - (kept * s) ** 2).sqrt() * noise.between(float(s), float(t))
+    return peaks(x, float(levels[-1])).denoised
