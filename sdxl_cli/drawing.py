@@ -16,11 +16,12 @@ from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
 from sdxl_cli.places import hash_cache
 from sdxl_cli.reporters import View, open_view
+from sdxl_core.batching import batches, total_calls
 from sdxl_core.checkpoints.hashing import file_hash
 from sdxl_core.errors import CheckpointError, NumericsError, SdxlError
 from sdxl_core.naming import Names
 from sdxl_core.output import NameTakenError, prepare_directory, write_whole
-from sdxl_core.plan import Plan, batches, total_calls
+from sdxl_core.plan import Plan
 from sdxl_core.records import Record, Weights, encode_latent, encode_picture
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from sdxl_cli.console import Console, counted, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import Run
 from sdxl_cli.tables import print_pairs, print_table
+from sdxl_core.batching import batches, total_calls
 from sdxl_core.compat import WORDS, Conventions, empty_negative
-from sdxl_core.plan import Plan, batches, total_calls
+from sdxl_core.plan import Plan
 
 
 def show_run(run: Run, flags: DrawFlags, console: Console) -> None:

@@ -25,9 +25,10 @@ from sdxl_core.config import ModelConfig, PredictionName
 from sdxl_core.diffusion.samplers import check_options
 from sdxl_core.errors import CheckpointError, PresetError, SdxlError, UsageError
 from sdxl_core.naming import Destination, NameFields, Names, resolve_destination
-from sdxl_core.plan import Plan, build_plan, token_report
+from sdxl_core.plan import Plan, build_plan
 from sdxl_core.prediction import prediction_name, resolve_prediction
 from sdxl_core.presets import Preset, list_presets, load_preset
+from sdxl_core.texts import token_report
 
 DEFAULT_PRESET, FALLBACK_PRESET = "sdxl-base-1.0", "micro"
 RANGE_PRESET = "sdxl-edm"  # of models of the published network that were trained over a range of levels

@@ -345,6 +345,19 @@ class SourceConfig(Config):
     mask: MaskConfig = MaskConfig()
 
 
+class RefinerConfig(Config):
+    """A second model that finishes the picture.
+
+    use: whether it does; the rest may be there without.
+    preset: of the second model; None: there is none.
+    mode: how the first hands over, see `sdxl_core.diffusion.handover`.
+    """
+
+    use: bool = False
+    preset: str | None = None
+    mode: str = "share@0.8"
+
+
 class RecipeConfig(Config):
     """How to run a model; every field of the command line that shapes the picture."""
 
@@ -357,6 +370,7 @@ class RecipeConfig(Config):
     sampler: SamplerConfig = SamplerConfig()
     discretization: DiscretizationConfig = DiscretizationConfig()
     guider: GuiderConfig = GuiderConfig()
+    refiner: RefinerConfig = RefinerConfig()
     original_size: tuple[Positive, Positive] | None = None  # None: the picture's own
     crop_coords_top_left: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
     target_size: tuple[Positive, Positive] | None = None  # None: the picture's own

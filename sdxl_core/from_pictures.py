@@ -54,7 +54,8 @@ def sample_from(
         cells = [to_cells(_mask(canvas), engine.config.first_stage.factor) for canvas in canvases]
         kept = Kept(latents, eps, torch.from_numpy(np.stack(cells))[:, None].to(engine.device))
         x = kept.start(x, sigmas[0])
-    return walk(engine, plans, x, sigmas, noise, kept=kept, shown=_shown(engine, source, canvases, images, latents))
+    shown = _shown(engine, source, canvases, images, latents)
+    return walk(engine, plans, x, sigmas, noise, schedule=plans[0].schedule(), kept=kept, shown=shown)
 
 
 def encode(engine: Engine, images: Tensor) -> Tensor:

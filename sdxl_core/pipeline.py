@@ -29,8 +29,8 @@ _SAMPLING_HINT = "take a smaller --size or a smaller --batch-size"
 _DECODING_HINT = "take a smaller --size"
 
 
-def sample(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
-    """Walk one batch from noise to latents; stop early by not asking for more.
+def sample(engine: Engine, plans: Sequence[Plan], noise: PictureNoise | None = None) -> Iterator[Step]:
+    """Walk one batch from noise to latents, or to where a refiner goes on; stop early by not asking for more.
 
     Row i of every step belongs to plans[i] and is what plans[i] gives alone, up to the rounding of kernels that see
     another batch size. No network is run before the first step is asked for.
@@ -39,9 +39,11 @@ def sample(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
         engine: the model that the plans name.
         plans: one a picture; they may differ in words, seed, sizes told to the network and scores alone, see
             `Plan.shares_batch`.
+        noise: of the pictures, for a caller that goes on with `refine`; None makes it here.
 
     Yields:
-        `steps` steps; the last one's x holds the latents (b, 4, h/8, w/8), float32, for `decode`.
+        `steps` steps; the last one's x holds the latents (b, 4, h/8, w/8), float32, for `decode`. With a refiner as
+        many as the model walks; the last one's x is for `refine`.
 
     Raises:
         ValueError: no plans, plans that cannot share a batch, or plans for another model.
@@ -49,16 +51,41 @@ def sample(engine: Engine, plans: Sequence[Plan]) -> Iterator[Step]:
         MemoryExhaustedError: also while stepping.
         NumericsError: while stepping, when a latent is not finite.
     """
-    noise = picture_noise(engine, plans)
-    if plans[0].source is not None:
+    if plans and plans[0].source is not None:
         raise ValueError("the plans start from pictures: see sample_from")
+    if noise is None:
+        noise = picture_noise(engine, plans)
     sigmas = plans[0].sigmas()
-    return walk(engine, plans, begin(plans[0], noise(), sigmas[0]), sigmas, noise)
+    return walk(engine, plans, begin(plans[0], noise(), sigmas[0]), sigmas, noise, schedule=plans[0].schedule())
 
 
 def begin(plan: Plan, eps: Tensor, sigma: float) -> Tensor:
     """The latents at level sigma that pictures without a source start from, made of standard normal eps."""
     return pure_noise(eps, sigma, plan.conventions.start, trained_range(plan.denoiser)[1])
+
+
+def refine(engine: Engine, plans: Sequence[Plan], latents: Tensor, noise: PictureNoise) -> Iterator[Step]:
+    """Finish one batch with the second model of its plans.
+
+    Args:
+        engine: the model that the plans name as their refiner.
+        plans: one a picture, as for `sample`.
+        latents: (b, 4, h/8, w/8) float32: what the first model has left, noisy or clean as the mode wants it.
+        noise: what the first model drew from, going on where it is.
+
+    Yields:
+        The steps of the second model; the last one's x is for `decode`.
+
+    Raises:
+        ValueError, UsageError, MemoryExhaustedError, NumericsError: as `walk`.
+    """
+    sigmas = plans[0].refiner_sigmas()
+    if plans[0].switch() is not None:
+        x, schedule = latents, plans[0].schedule()
+    else:
+        noise.begin_another_walk()
+        x, schedule = latents + sigmas[0] * noise().to(latents.device), sigmas
+    return walk(engine, [plan.refiner_plan() for plan in plans], x, sigmas, noise, schedule=schedule)
 
 
 def picture_noise(engine: Engine, plans: Sequence[Plan]) -> PictureNoise:
@@ -81,6 +108,7 @@ def walk(
     sigmas: Sequence[float],
     noise: PictureNoise,
     *,
+    schedule: Sequence[float] | None = None,
     kept: Kept | None = None,
     shown: Tensor | None = None,
 ) -> Iterator[Step]:
@@ -96,6 +124,7 @@ def walk(
         x: (b, 4, h/8, w/8) float32 latents at noise level sigmas[0].
         sigmas: n + 1 strictly decreasing levels; the walk ends on the last, which may be above 0.
         noise: of the pictures, going on where it is: the same object for all parts of one walk.
+        schedule: the levels of the whole walk, whose steps guidance counts; None where `sigmas` is all of it.
         kept: what stays of the pictures, a row a plan.
         shown: (b, c, h/8, w/8) what the network is shown beside x; just where it takes more channels than x has.
 
@@ -117,7 +146,8 @@ def walk(
     if engine.device.type == "cpu":  # CUDA refuses by itself; a CPU process would be killed after hours of sampling
         needed = decode_memory_bytes(engine, plans[0].size)
         require_memory(needed, engine.device, f"a picture of {width}x{height}", _DECODING_HINT)
-    return _guarded(engine, plans, _steps(engine, plans, x, sigmas, noise, kept, shown), len(sigmas) - 1)
+    steps = _steps(engine, plans, x, sigmas, noise, sigmas if schedule is None else schedule, kept, shown)
+    return _guarded(engine, plans, steps, len(sigmas) - 1)
 
 
 def condition(engine: Engine, plans: Sequence[Plan], *, uncond: bool) -> Prompts:
@@ -194,25 +224,26 @@ def _steps(
     x: Tensor,
     sigmas: Sequence[float],
     noise: PictureNoise,
+    schedule: Sequence[float],
     kept: Kept | None,
     shown: Tensor | None,
 ) -> Iterator[Step]:
     plan = plans[0]
-    denoise = _denoise(engine, plans, shown)
+    denoise = _denoise(engine, plans, schedule, shown)
     if kept is not None:
         denoise = kept.around(denoise, sigmas)
     sampler = SAMPLERS[plan.sampler.name]
     yield from sampler.fn(denoise, x.to(engine.device), sigmas, noise=noise, **plan.sampler.options())
 
 
-def _denoise(engine: Engine, plans: Sequence[Plan], shown: Tensor | None) -> Denoise:
+def _denoise(engine: Engine, plans: Sequence[Plan], schedule: Sequence[float], shown: Tensor | None) -> Denoise:
     plan, source = plans[0], plans[0].source
     denoiser = engine.denoiser.snapping(plan.conventions.snap)
     if source is not None and source.condition == "edit" and plan.guider.name != "identity":
         prompts = condition(engine, plans, uncond=True).showing(shown)
         scales = plan.guider.scale, source.how.image_guidance
         return edit_denoise(denoiser, engine.predict, prompts, *scales)
-    guider = build_guider(plan.guider, plan.sigmas(), engine.config.network)
+    guider = build_guider(plan.guider, schedule, engine.config.network)
     prompts = condition(engine, plans, uncond=guider.wants_uncond).showing(shown)
     return guider.bind(denoiser, engine.predict, prompts)
 

@@ -3,15 +3,12 @@
 A plan is what `--dry-run` prints, what the pipeline runs and what a picture carries, so that it can be made again.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from sdxl_core.compat import Conventions, conventions_of, empty_negative
 from sdxl_core.conditioning.request import ConditionRequest
-from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
 from sdxl_core.config import (
     Config,
     DenoiserConfig,
@@ -21,16 +18,18 @@ from sdxl_core.config import (
     Positive,
     ProgramName,
     SamplerConfig,
-    SizeEmbedderConfig,
 )
 from sdxl_core.diffusion.discretization import last_levels
+from sdxl_core.diffusion.handover import Switch, find_switch, parse_handover
 from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls
 from sdxl_core.diffusion.schedules import resolve_sigmas
 from sdxl_core.errors import UsageError
 from sdxl_core.guider_config import GuiderConfig
-from sdxl_core.presets import FLAGS, Preset
+from sdxl_core.presets import DEFAULT, FLAGS, Preset
+from sdxl_core.refiner import RefinerPlan, build_refiner_plan
 from sdxl_core.resolutions import Size, nearest_resolution
 from sdxl_core.source import Source
+from sdxl_core.texts import check_texts
 
 LARGEST_SEED = 2**64 - 1
 LARGEST_SIDE = 16384
@@ -58,6 +57,7 @@ class Plan(Config):
         aesthetic_score: 0 to 10, read by the refiner only, as is `negative_aesthetic_score`.
         denoiser: what the network predicts, and the trained noise levels.
         scale_factor, latent_mean, latent_std: how the model's latents were made of encodings, see `FirstStageConfig`.
+        refiner: a second model that finishes the picture, or None.
         source: the picture that this one starts from, or None for noise alone.
         device, dtype, attention: `auto` until an engine has resolved them; the device by kind, without its number.
     """
@@ -91,6 +91,7 @@ class Plan(Config):
     scale_factor: Finite = 0.13025
     latent_mean: tuple[Finite, ...] | None = None
     latent_std: tuple[Finite, ...] | None = None
+    refiner: RefinerPlan | None = None
     source: Source | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -102,10 +103,11 @@ class Plan(Config):
         if self.batch_row >= self.batch_rows:
             raise ValueError(f"batch_row {self.batch_row} is not below batch_rows {self.batch_rows}")
         self.sigmas()
+        self.refiner_sigmas()
         return self
 
-    def sigmas(self) -> tuple[float, ...]:
-        """The noise levels that are walked, decreasing: steps + 1, or fewer where a picture starts.
+    def schedule(self) -> tuple[float, ...]:
+        """The levels of the whole walk, whoever makes it, decreasing: steps + 1, or fewer where a picture starts.
 
         The last is 0 unless the schedule keeps some noise.
         """
@@ -116,12 +118,52 @@ class Plan(Config):
         exact = self.source.how.steps_exact
         return levels[-self.steps - 1 :] if exact else last_levels(levels, self.source.strength)
 
+    def sigmas(self) -> tuple[float, ...]:
+        """The levels that the model walks: the whole schedule, or down to where a refiner goes on with it."""
+        levels, switch = self.schedule(), self.switch()
+        return levels if switch is None else levels[: switch.step + 1]
+
+    def refiner_sigmas(self) -> tuple[float, ...]:
+        """The levels that the refiner walks, decreasing; none without a refiner."""
+        if self.refiner is None:
+            return ()
+        switch = self.switch()
+        if switch is not None:
+            return self.schedule()[switch.step :]
+        drop_penultimate = self.conventions.drop_penultimate
+        levels = resolve_sigmas(self.discretization, self.steps, self.refiner.denoiser, drop_penultimate)
+        return last_levels(levels, parse_handover(self.refiner.mode).value)
+
+    def switch(self) -> Switch | None:
+        """Where the refiner takes over the same walk; None without one, or where it begins with noise of its own."""
+        if self.refiner is None:
+            return None
+        handover = parse_handover(self.refiner.mode)
+        if handover.unit == "strength":
+            return None
+        if handover.steps not in (None, self.steps):
+            raise UsageError(f"{handover.text!r} speaks of {handover.steps} steps, and there are {self.steps}")
+        return find_switch(handover, self.schedule(), self.refiner.denoiser)
+
+    def refiner_plan(self) -> "Plan":
+        """What the second model is told: the same picture as a plan for that model.
+
+        Raises:
+            ValueError: there is no refiner.
+        """
+        if self.refiner is None:
+            raise ValueError("the plan has no refiner")
+        own = self.refiner.model_dump(include={"model", "file", "file_sha256", "empty_negative"})
+        return self.model_copy(update={**own, "denoiser": self.refiner.denoiser, "refiner": None, "source": None})
+
     def model_calls(self) -> int | None:
-        """Evaluations of the network that this picture takes; cond and uncond together are one.
+        """Evaluations of the networks that this picture takes; cond and uncond together are one.
 
         None where the sampler takes as many as the picture needs.
         """
-        return model_calls(self.sampler.name, self.sigmas(), self.sampler.options())
+        walks = [sigmas for sigmas in (self.sigmas(), self.refiner_sigmas()) if sigmas]
+        calls = [model_calls(self.sampler.name, sigmas, self.sampler.options()) for sigmas in walks]
+        return None if None in calls else sum(count for count in calls if count is not None)
 
     def request(self) -> ConditionRequest:
         """What the picture shall show."""
@@ -201,6 +243,8 @@ def build_plan(
     preset: Preset,
     prompt: str,
     *,
+    refiner: Preset | None = None,
+    refiner_file: str | None = None,
     prompt_2: str | None = None,
     negative_2: str | None = None,
     seed: int = 0,
@@ -223,6 +267,9 @@ def build_plan(
     Args:
         preset: the model and how to run it.
         prompt: what to draw.
+        refiner: the model that finishes the picture, in the mode of the preset's recipe; scores that the preset does
+            not set are this one's.
+        refiner_file: name of its file, None for the published one.
         prompt_2: read by the second text tower instead; None for the same.
         negative_2: likewise for the negative prompt.
         seed: 0 .. 2^64 - 1.
@@ -247,6 +294,7 @@ def build_plan(
     size = _size(preset, aspect, source)
     if file is None:
         file, file_sha256 = model.file.name, model.file.sha256
+    second = None if refiner is None else build_refiner_plan(preset, refiner, refiner_file)
     return Plan(
         model=model.name,
         file=file,
@@ -265,89 +313,20 @@ def build_plan(
         original_size=recipe.original_size or size,
         crop_coords_top_left=recipe.crop_coords_top_left,
         target_size=recipe.target_size or size,
-        aesthetic_score=recipe.aesthetic_score,
-        negative_aesthetic_score=recipe.negative_aesthetic_score,
-        steps=recipe.steps,
+        aesthetic_score=_score(preset, refiner, "aesthetic_score"),
+        negative_aesthetic_score=_score(preset, refiner, "negative_aesthetic_score"),
+        steps=_steps(preset, second),
         sampler=recipe.sampler,
         discretization=recipe.discretization,
         guider=_guider(preset),
         denoiser=model.denoiser,
-        scale_factor=model.first_stage.scale_factor,
-        latent_mean=model.first_stage.latent_mean,
-        latent_std=model.first_stage.latent_std,
+        **model.first_stage.model_dump(include={"scale_factor", "latent_mean", "latent_std"}),
+        refiner=second,
         source=source,
         device=device,
         dtype=dtype,
         attention=attention,
     )
-
-
-def batches(plans: Sequence[Plan], largest: int) -> Iterator[tuple[Plan, ...]]:
-    """The plans in their order, in groups of at most `largest` neighbours that can be sampled together."""
-    group: list[Plan] = []
-    for plan in plans:
-        if group and (len(group) == largest or not group[0].shares_batch(plan)):
-            yield tuple(group)
-            group = []
-        group.append(plan)
-    if group:
-        yield tuple(group)
-
-
-def total_calls(groups: Iterable[Sequence[Plan]]) -> int | None:
-    """Evaluations of the network that groups of `batches` take; None where nobody knows beforehand."""
-    total = 0
-    for group in groups:
-        calls = group[0].model_calls()
-        if calls is None:
-            return None
-        total += calls
-    return total
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCount:
-    """How long one text of a plan is.
-
-    Args:
-        text: prompt, prompt_2, negative or negative_2.
-        tokens: in the text tower where it is longest.
-        lost: tokens at the end that no tower reads, because only 75 fit.
-    """
-
-    text: str
-    tokens: int
-    lost: int
-
-
-def token_report(plan: Plan, model: ModelConfig) -> tuple[TokenCount, ...]:
-    """Count the tokens of every text that the towers of `model` read; some 30 ms for the vocabulary."""
-    tokens: dict[str, int] = {}
-    for embedder in model.conditioner.embedders:
-        if isinstance(embedder, SizeEmbedderConfig):
-            continue
-        tokenizer = Tokenizer(embedder.kind)
-        for first, second in (("prompt", "prompt_2"), ("negative", "negative_2")):
-            name = second if embedder.kind == "open_clip" and getattr(plan, second) is not None else first
-            tokens[name] = max(tokens.get(name, 0), tokenizer.count(getattr(plan, name)))
-    return tuple(TokenCount(name, count, max(0, count - MAX_TOKENS)) for name, count in tokens.items())
-
-
-def check_texts(texts: Mapping[str, str | None], *, allow_empty_prompt: bool = False) -> None:
-    """Refuse texts that are no text, and a prompt that says nothing.
-
-    Raises:
-        UsageError: names the text.
-    """
-    for name, text in texts.items():
-        try:
-            (text or "").encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"the {name} is not valid UTF-8: character {error.start + 1} cannot be read", hint="save it as UTF-8"
-            ) from None
-    if not allow_empty_prompt and not (texts["prompt"] or "").strip() and not (texts["prompt_2"] or "").strip():
-        raise UsageError("the prompt is empty", hint="say what to draw")
 
 
 def check_seed(seed: int) -> None:
@@ -391,6 +370,19 @@ def _size(preset: Preset, aspect: float | None, source: Source | None) -> Size:
         size = nearest_resolution(aspect, preset.model)
     check_size(size, preset.model)
     return size
+
+
+def _score(preset: Preset, refiner: Preset | None, key: str) -> float:
+    """A score of the preset or, where nobody gave it one, of the model that reads it."""
+    own = refiner is None or preset.origins.get(f"recipe.{key}", DEFAULT) != DEFAULT
+    score: float = getattr(preset.recipe if own or refiner is None else refiner.recipe, key)
+    return score
+
+
+def _steps(preset: Preset, refiner: RefinerPlan | None) -> int:
+    """The recipe's steps or, where no flag gave them, those that the way of handing over speaks of."""
+    said = None if refiner is None else parse_handover(refiner.mode).steps
+    return preset.recipe.steps if said is None or preset.origins.get("recipe.steps") == FLAGS else said
 
 
 def _guider(preset: Preset) -> GuiderConfig:

@@ -129,7 +129,7 @@ def _schedule(plan: Plan) -> dict[str, object]:
     name, options = plan.discretization.name, plan.discretization.options()
     shown: dict[str, object] = {"Schedule type": _SCHEDULE_NAMES.get(name, name)}
     if name in ("edm", "karras"):
-        sigmas, default = plan.sigmas(), resolve_schedule(name).options["rho"]
+        sigmas, default = plan.schedule(), resolve_schedule(name).options["rho"]
         shown["Schedule max sigma"] = f"{sigmas[0]:.6g}"
         shown["Schedule min sigma"] = f"{sigmas[-2]:.6g}"
         shown["Schedule rho"] = f"{options.get('rho', default):g}"

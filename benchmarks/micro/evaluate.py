@@ -24,9 +24,10 @@ from metric import Pixels, References, centre, sharpness
 from PIL import Image
 from report import grid, to_markdown, write_docs
 
+from sdxl_core.batching import batches
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.pipeline import decode, sample
-from sdxl_core.plan import Plan, batches, build_plan
+from sdxl_core.plan import Plan, build_plan
 from sdxl_core.presets import Preset, load_preset
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0, 7.5)

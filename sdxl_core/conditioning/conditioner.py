@@ -50,7 +50,7 @@ class Conditioner(nn.Module):
         return tuple(e for e in self.embedders if isinstance(e, get_args(TextTower)))
 
     def token_ids(self, requests: Sequence[ConditionRequest]) -> tuple[Tensor, ...]:
-        """(b, 77) int64 on the CPU for each text tower; what is too long is left out, see `plan.token_report`."""
+        """(b, 77) int64 on the CPU for each text tower; what is too long is left out, see `texts.token_report`."""
         return tuple(
             torch.tensor([tokenizer.padded(_prompt_of(request, tokenizer)) for request in requests])
             for tokenizer in self.tokenizers

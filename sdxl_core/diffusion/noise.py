@@ -167,9 +167,20 @@ class PictureNoise:
         """The (b, c, h, w) increments of the pictures' paths from sigma down to sigma_next; see `BrownianPath`."""
         return torch.stack([path.between(sigma, sigma_next) for path in self._paths]).to(self.device)
 
+    def begin_another_walk(self) -> None:
+        """Give every picture another path: a second walk through the same levels must not meet the first one's noise.
+
+        The draws go on where they are.
+        """
+        self._paths = [BrownianPath(_next_seed(path.seed), path.shape) for path in self._paths]
+
     def start(self, sigma: float) -> Tensor:
         """The latent a run begins with: the next draw as `pure_noise`."""
         return pure_noise(self(), sigma)
+
+
+def _next_seed(seed: int) -> int:
+    return int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0])
 
 
 def pure_noise(eps: Tensor, sigma: float, start: Start = "root", highest: float = math.inf) -> Tensor:

@@ -17,8 +17,10 @@ from sdxl_core.devices import free_memory_bytes
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import MemoryExhaustedError, NumericsError, UsageError
-from sdxl_core.pipeline import condition, decode, decode_memory_bytes, picture_noise, sample, walk
+from sdxl_core.guider_config import IntervalConfig
+from sdxl_core.pipeline import condition, decode, decode_memory_bytes, picture_noise, refine, sample, walk
 from sdxl_core.plan import Plan
+from sdxl_core.refiner import RefinerPlan
 from sdxl_core.types import Conditioning, Step
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +112,55 @@ def test_a_walk_cut_anywhere_and_gone_on_is_the_whole_walk_bit_for_bit(engine: E
     assert first.sigma == sigmas[cut]
     *_, last = walk(engine, plans, first.x, sigmas[cut:], noise)
     assert torch.equal(last.x, latents(engine, *plans))
+
+
+def by_itself(mode: str, **changes: Any) -> Plan:
+    """A plan whose second model is its first."""
+    plan = plan_of(**changes)
+    second = RefinerPlan(model=plan.model, file=plan.file, mode=mode, empty_negative="zeros", denoiser=plan.denoiser)
+    return plan.model_copy(update={"refiner": second})
+
+
+def refined_latents(engine: Engine, *plans: Plan) -> Tensor:
+    noise = picture_noise(engine, plans)
+    *_, first = sample(engine, plans, noise)
+    *_, last = refine(engine, plans, first.x, noise)
+    return last.x
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_ancestral"])
+def test_handing_over_to_the_same_model_is_the_single_run_bit_for_bit(engine: Engine, sampler: str, step: int) -> None:
+    config = SamplerConfig(name=sampler)
+    plans = [by_itself(f"share@step={step}", sampler=config, seed=seed) for seed in (1, 2)]
+    wanted = latents(engine, *(plan_of(sampler=config, seed=seed) for seed in (1, 2)))
+    assert torch.equal(refined_latents(engine, *plans), wanted)
+
+
+def test_guidance_counts_the_steps_of_the_whole_walk_on_both_sides_of_the_switch(engine: Engine) -> None:
+    interval = IntervalConfig(unit="step", low=2, high=3)
+    guider = GuiderConfig(scale=6.0, interval=interval)
+    wanted = latents(engine, plan_of(guider=guider))
+    assert torch.equal(refined_latents(engine, by_itself("share@step=2", guider=guider)), wanted)
+
+
+def test_sdedit_noises_the_finished_latent_to_its_strength(engine: Engine) -> None:
+    plan = by_itself("sdedit@0.5")
+    noise = picture_noise(engine, [plan])
+    *_, first = sample(engine, [plan], noise)
+    assert torch.equal(first.x, latents(engine, plan_of()))
+    x, sigmas = first.x + plan.sigmas()[2] * noise(), plan.sigmas()[2:]
+    *_, wanted = walk(engine, [plan_of()], x, sigmas, noise)
+    assert torch.equal(refined_latents(engine, plan), wanted.x)
+
+
+def test_calls_of_both_models_reach_the_end_of_the_bar(engine: Engine) -> None:
+    for mode in ("share@step=3", "sdedit@0.5"):
+        plan = by_itself(mode, sampler=SamplerConfig(name="heun"))
+        noise = picture_noise(engine, [plan])
+        steps = list(sample(engine, [plan], noise))
+        steps += refine(engine, [plan], steps[-1].x, noise)
+        assert sum(step.calls for step in steps) == plan.model_calls()
 
 
 def test_a_walk_from_a_clean_latent_moves_about_as_far_as_its_noise(engine: Engine) -> None:

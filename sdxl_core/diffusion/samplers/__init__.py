@@ -117,6 +117,24 @@ def model_calls(name: str, sigmas: Sequence[float], options: Mapping[str, Option
 
 
 @lru_cache(maxsize=64)
+def looks_back(name: str, *options: tuple[str, Option]) -> bool:
+    """Whether a sampler's step depends on earlier ones, so that a walk that is cut in two is another walk.
+
+    Seen from walking a list of levels with a number for a latent, whole and cut. A sampler that goes its own steps
+    counts as one that looks back.
+    """
+    sampler = SAMPLERS[name]
+    if sampler.calls is None:
+        return True
+
+    def walked(x: Any, sigmas: Sequence[float]) -> Any:
+        *_, last = sampler.fn(_bent, x, sigmas, noise=_Silence(), **dict(options))
+        return last.x
+
+    return any(walked(walked(9.0, _LEVELS[: cut + 1]), _LEVELS[cut:]) != walked(9.0, _LEVELS) for cut in (1, 2, 3, 4))
+
+
+@lru_cache(maxsize=64)
 def _walked_calls(name: str, sigmas: tuple[float, ...], options: tuple[tuple[str, Option], ...]) -> int | None:
     """Walk the list with the number 0 for a latent: how often a sampler asks does not depend on the answers."""
     sampler = SAMPLERS[name]
@@ -128,6 +146,12 @@ def _walked_calls(name: str, sigmas: tuple[float, ...], options: tuple[tuple[str
 
 
 _NOTHING: Any = 0.0
+_LEVELS = (9.0, 5.0, 3.0, 1.5, 0.5, 0.0)
+
+
+def _bent(x: Any, sigma: float) -> Prediction:
+    """A prediction that no two steps agree on."""
+    return Prediction(x / (1 + sigma) + sigma**2 / 50, x / (2 + sigma))
 
 
 class _Silence:

@@ -174,6 +174,19 @@ def test_a_path_goes_down_only(ends: tuple[float, float]) -> None:
         PictureNoise([0], SHAPE).between(*ends)
 
 
+def test_another_walk_meets_other_noise_on_the_same_levels_and_the_draws_go_on() -> None:
+    once, twice = PictureNoise([3, 4], SHAPE), PictureNoise([3, 4], SHAPE)
+    before = twice.between(4.0, 2.0)
+    twice.begin_another_walk()
+    assert (twice.between(4.0, 2.0) - before).abs().mean() > 0.5
+    assert torch.equal(once(), twice())
+    twice.begin_another_walk()
+    alone = PictureNoise([4], SHAPE)
+    for _ in range(2):
+        alone.begin_another_walk()
+    assert torch.equal(twice.between(4.0, 2.0)[1], alone.between(4.0, 2.0)[0])
+
+
 @pytest.mark.gpu
 def test_draws_on_the_gpu_are_those_of_the_cpu() -> None:
     assert torch.equal(PictureNoise([5], SHAPE, "cuda")().cpu(), PictureNoise([5], SHAPE)())
