@@ -17,10 +17,12 @@ from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
 from sdxl_cli.places import hash_cache
 from sdxl_cli.reporters import View, open_view
 from sdxl_core.batching import batches, total_calls
+from sdxl_core.canvas import Canvas
 from sdxl_core.checkpoints.hashing import file_hash
 from sdxl_core.errors import CheckpointError, NumericsError, SdxlError
 from sdxl_core.naming import Names
 from sdxl_core.output import NameTakenError, prepare_directory, write_whole
+from sdxl_core.picture_files import PictureError
 from sdxl_core.plan import Plan
 from sdxl_core.records import Record, Weights, encode_latent, encode_picture
 
@@ -79,10 +81,11 @@ class _Sampled:
     latents: "Tensor"
     calls: int
     seconds: float
+    canvases: Sequence[Canvas] = ()
 
     def of(self, row: int) -> "_Sampled":
         """One picture of the batch."""
-        return replace(self, latents=self.latents[row : row + 1])
+        return replace(self, latents=self.latents[row : row + 1], canvases=self.canvases[row : row + 1])
 
 
 def draw(run: Run, flags: DrawFlags, console: Console) -> int:
@@ -155,10 +158,10 @@ class _Artist:
             yield tuple(next(jobs) for _ in plans)
 
     def _draw(self, group: Sequence[Job]) -> None:
-        """One batch; where a picture of it is not finite, each alone, so that one cannot spoil the others."""
+        """One batch; where a picture of it cannot be drawn, each alone, so that one cannot spoil the others."""
         try:
             sampled = self._sample(group)
-        except NumericsError as error:
+        except (NumericsError, PictureError) as error:
             if len(group) == 1:
                 self._fail(group[0], error)
             for job in group if len(group) > 1 else ():
@@ -172,15 +175,17 @@ class _Artist:
                 self._fail(job, error)
 
     def _sample(self, group: Sequence[Job]) -> "_Sampled":
+        from sdxl_core.from_pictures import sample_from
         from sdxl_core.pipeline import sample
 
-        began = time.monotonic()
-        self.view.begin_batch(self._title(group), group[0].plan.model_calls())
+        began, plans = time.monotonic(), [job.plan for job in group]
+        self.view.begin_batch(self._title(group), plans[0].model_calls())
+        canvases = [job.start.canvas(job.plan) for job in group if job.start is not None]
         calls = 0
-        for step in sample(self.engine, [job.plan for job in group]):
+        for step in sample_from(self.engine, plans, canvases) if canvases else sample(self.engine, plans):
             self.view.step(step.calls)
             calls += step.calls
-        return _Sampled(step.x, calls, (time.monotonic() - began) / len(group))
+        return _Sampled(step.x, calls, (time.monotonic() - began) / len(group), canvases)
 
     def _title(self, group: Sequence[Job]) -> str:
         if self.tally.total == 1:
@@ -201,6 +206,8 @@ class _Artist:
             data = encode_latent(sampled.latents[0].float().cpu().numpy(), record)
             write_whole(job.path.with_suffix(LATENT_SUFFIX), data, overwrite=overwrite)
         picture = decode(self.engine, sampled.latents)[0]
+        for canvas in sampled.canvases:
+            picture = canvas.finish(picture)
         data = encode_picture(picture, self.run.names.destination.format, record)
         with finishing():
             path = self._write(job, data)
@@ -217,13 +224,13 @@ class _Artist:
             except NameTakenError:
                 if self.flags.save_latents or not _counts(self.run.names):
                     raise
-                job = Job(job.plan, job.fields, self.run.names.next(job.fields))
+                job = replace(job, path=self.run.names.next(job.fields))
 
     def _rename_if_taken(self, job: Job) -> Job:
         taken = any(path.exists() for path in (job.path, job.path.with_suffix(LATENT_SUFFIX)))
         if not taken or self.flags.overwrite or not _counts(self.run.names):
             return job
-        return Job(job.plan, job.fields, self.run.names.next(job.fields))
+        return replace(job, path=self.run.names.next(job.fields))
 
     def _record(self, plan: Plan, calls: int) -> Record:
         weights = self.hashes.weights()
@@ -269,8 +276,8 @@ def _facts(job: Job, path: Path, data: bytes, seconds: float, latents: bool) -> 
         "seed": plan.seed,
         "prompt": plan.prompt,
         "negative": plan.negative,
-        "width": plan.size[1],
-        "height": plan.size[0],
+        "width": plan.picture_size[1],
+        "height": plan.picture_size[0],
         "steps": plan.steps,
         "sampler": plan.sampler.name,
         "preset": plan.model,

@@ -5,6 +5,7 @@ import json
 from sdxl_cli.console import Console, counted, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import Run
+from sdxl_cli.pictures import describe_start
 from sdxl_cli.tables import print_pairs, print_table
 from sdxl_core.batching import batches, total_calls
 from sdxl_core.compat import WORDS, Conventions, empty_negative
@@ -30,7 +31,7 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
             (
                 str(number),
                 str(job.plan.seed),
-                f"{job.plan.size[1]}x{job.plan.size[0]}",
+                f"{job.plan.picture_size[1]}x{job.plan.picture_size[0]}",
                 shorten(job.plan.prompt, 40),
                 str(job.path),
             )
@@ -66,6 +67,7 @@ def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
         ("model file", missing if run.model_path is None else str(run.model_path)),
         ("predicts", run.predicts),
         ("vae file", "" if run.vae_path is None else str(run.vae_path)),
+        *describe_start(plan),
         ("negative", plan.negative),
         ("sampler", f"{plan.sampler.name}{options}, {plan.steps} steps"),
         ("schedule", plan.discretization.name),

@@ -33,7 +33,8 @@ class Format(StrEnum):
 
 
 def takes(flags: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
-    """Let a command have one parameter, whose dataclass fields become the flags that typer sees."""
+    """Let a command have one parameter, whose dataclass fields become the flags that typer sees, its own ones first."""
+    own = inspect.get_annotations(flags)
 
     def wrap(command: Callable[[T], None]) -> Callable[..., None]:
         def called(**values: Any) -> None:
@@ -48,7 +49,7 @@ def takes(flags: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]
                     default=inspect.Parameter.empty if f.default is MISSING else f.default,
                     annotation=f.type,
                 )
-                for f in fields(flags)  # type: ignore[arg-type]
+                for f in sorted(fields(flags), key=lambda f: f.name not in own)  # type: ignore[arg-type]
             ]
         )
         return called
@@ -56,7 +57,8 @@ def takes(flags: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]
     return wrap
 
 
-def _value(*names: str, metavar: str, help: str, panel: str, complete: Any = None) -> Any:
+def value(*names: str, metavar: str, help: str, panel: str, complete: Any = None) -> Any:
+    """A flag with a value."""
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, autocompletion=complete)
 
 
@@ -66,22 +68,22 @@ class DrawFlags:
 
     prompts_file: Annotated[
         Path | None,
-        _value(
+        value(
             "--prompts", metavar="FILE", help="Read prompts from a file, one a line; # starts a comment.", panel=WHAT
         ),
     ] = None
     negative: Annotated[
-        str | None, _value("--negative", "-N", metavar="TEXT", help="What to keep away from.", panel=WHAT)
+        str | None, value("--negative", "-N", metavar="TEXT", help="What to keep away from.", panel=WHAT)
     ] = None
     prompt_2: Annotated[
-        str | None, _value("--prompt-2", metavar="TEXT", help="Another prompt for the second text encoder.", panel=WHAT)
+        str | None, value("--prompt-2", metavar="TEXT", help="Another prompt for the second text encoder.", panel=WHAT)
     ] = None
     negative_2: Annotated[
-        str | None, _value("--negative-2", metavar="TEXT", help="The same for the negative prompt.", panel=WHAT)
+        str | None, value("--negative-2", metavar="TEXT", help="The same for the negative prompt.", panel=WHAT)
     ] = None
     seed: Annotated[
         int | None,
-        _value(
+        value(
             "--seed",
             "-s",
             metavar="N",
@@ -90,11 +92,11 @@ class DrawFlags:
         ),
     ] = None
     count: Annotated[
-        int, _value("--count", "-n", metavar="N", help="Pictures a prompt; picture i takes seed + i.", panel=WHAT)
+        int, value("--count", "-n", metavar="N", help="Pictures a prompt; picture i takes seed + i.", panel=WHAT)
     ] = 1
     preset: Annotated[
         str | None,
-        _value(
+        value(
             "--preset",
             "-p",
             metavar="NAME",
@@ -105,7 +107,7 @@ class DrawFlags:
     ] = None
     model: Annotated[
         str | None,
-        _value(
+        value(
             "--model",
             "-m",
             metavar="FILE",
@@ -116,18 +118,16 @@ class DrawFlags:
     ] = None
     vae: Annotated[
         str | None,
-        _value(
-            "--vae", metavar="FILE", help="Take the autoencoder from this file.", panel=HOW, complete=complete_model
-        ),
+        value("--vae", metavar="FILE", help="Take the autoencoder from this file.", panel=HOW, complete=complete_model),
     ] = None
-    steps: Annotated[int | None, _value("--steps", metavar="N", help="Steps of the sampler.", panel=HOW)] = None
+    steps: Annotated[int | None, value("--steps", metavar="N", help="Steps of the sampler.", panel=HOW)] = None
     guidance: Annotated[
         float | None,
-        _value("--guidance", "-g", metavar="SCALE", help="Classifier-free guidance; 1 turns it off.", panel=HOW),
+        value("--guidance", "-g", metavar="SCALE", help="Classifier-free guidance; 1 turns it off.", panel=HOW),
     ] = None
     sampler: Annotated[
         str | None,
-        _value(
+        value(
             "--sampler",
             metavar="NAME",
             help="Sampler; options follow as NAME:key=value,...",
@@ -137,7 +137,7 @@ class DrawFlags:
     ] = None
     schedule: Annotated[
         str | None,
-        _value(
+        value(
             "--schedule",
             metavar="NAME",
             help="Noise levels by the name of a schedule, such as karras or edm:rho=7; see 'sdxl sigmas list'.",
@@ -147,7 +147,7 @@ class DrawFlags:
     ] = None
     compat: Annotated[
         str | None,
-        _value(
+        value(
             "--compat",
             metavar="PROGRAM",
             help="Do as a1111, comfy, diffusers or sgm where programs differ; --dry-run says where.",
@@ -157,7 +157,7 @@ class DrawFlags:
     ] = None
     prediction: Annotated[
         str | None,
-        _value(
+        value(
             "--prediction",
             metavar="NAME",
             help="What the network predicts, where the file does not say: eps, v, v_ztsnr, edm, edm_v, flow.",
@@ -166,46 +166,46 @@ class DrawFlags:
         ),
     ] = None
     shift: Annotated[
-        float | None, _value("--shift", metavar="S", help="Shift of a flow: every noise level times S.", panel=HOW)
+        float | None, value("--shift", metavar="S", help="Shift of a flow: every noise level times S.", panel=HOW)
     ] = None
     sigmas: Annotated[
         str | None,
-        _value(
+        value(
             "--sigmas",
             metavar="LIST",
             help="Noise levels one by one, such as 14.6,7.8,3.5,0; a file of them, or '-' for standard input.",
             panel=HOW,
         ),
     ] = None
-    size: Annotated[str | None, _value("--size", metavar="WxH", help="Size of the picture in pixels.", panel=SIZES)] = (
+    size: Annotated[str | None, value("--size", metavar="WxH", help="Size of the picture in pixels.", panel=SIZES)] = (
         None
     )
     aspect: Annotated[
         str | None,
-        _value("--aspect", metavar="W:H", help="Shape; takes the nearest size SDXL was trained on.", panel=SIZES),
+        value("--aspect", metavar="W:H", help="Shape; takes the nearest size SDXL was trained on.", panel=SIZES),
     ] = None
     original_size: Annotated[
         str | None,
-        _value("--original-size", metavar="WxH", help="Size the model believes the picture came from.", panel=SIZES),
+        value("--original-size", metavar="WxH", help="Size the model believes the picture came from.", panel=SIZES),
     ] = None
     crop: Annotated[
-        str | None, _value("--crop", metavar="TOP,LEFT", help="Crop the model believes was made.", panel=SIZES)
+        str | None, value("--crop", metavar="TOP,LEFT", help="Crop the model believes was made.", panel=SIZES)
     ] = None
     target_size: Annotated[
-        str | None, _value("--target-size", metavar="WxH", help="Size the model believes was asked for.", panel=SIZES)
+        str | None, value("--target-size", metavar="WxH", help="Size the model believes was asked for.", panel=SIZES)
     ] = None
-    device: Annotated[str, _value("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.", panel=WHERE)] = "auto"
-    dtype: Annotated[str, _value("--dtype", metavar="NAME", help="auto, fp32, fp16 or bf16.", panel=WHERE)] = "auto"
+    device: Annotated[str, value("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.", panel=WHERE)] = "auto"
+    dtype: Annotated[str, value("--dtype", metavar="NAME", help="auto, fp32, fp16 or bf16.", panel=WHERE)] = "auto"
     attention: Annotated[
-        str, _value("--attention", metavar="NAME", help="auto, or a backend such as sdpa, cudnn, flash.", panel=WHERE)
+        str, value("--attention", metavar="NAME", help="auto, or a backend such as sdpa, cudnn, flash.", panel=WHERE)
     ] = "auto"
     batch_size: Annotated[
         int,
-        _value("--batch-size", "-b", metavar="N", help="Pictures sampled together; does not change them.", panel=WHERE),
+        value("--batch-size", "-b", metavar="N", help="Pictures sampled together; does not change them.", panel=WHERE),
     ] = 1
     output: Annotated[
         str | None,
-        _value(
+        value(
             "--output",
             "-o",
             metavar="PATH",

@@ -11,6 +11,7 @@ from typing import Any
 from sdxl_cli.console import Console, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.options import check_machine, full_dtype, parse_aspect, parse_choice, parse_crop, parse_size
+from sdxl_cli.pictures import Pictures, Start, describe_strength, recorded_prompt, warn_of_size
 from sdxl_cli.places import models_folders
 from sdxl_cli.prompts import STDIN, gather_prompts
 from sdxl_cli.schedules import parse_schedule, read_sigmas
@@ -47,16 +48,22 @@ _FLAG_OF = {
     "recipe.guider.scale": "--guidance",
     "recipe.sampler": "--sampler",
     "recipe.discretization": "--schedule",
+    "recipe.source.strength": "--strength",
+    "recipe.source.image_guidance": "--image-guidance",
+    "recipe.source.mask.grow": "--mask-grow",
+    "recipe.source.mask.blur": "--mask-blur",
+    "recipe.source.mask.padding": "--mask-padding",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture and the file that it goes to."""
+    """One picture, the file that it goes to, and what it starts from if not from noise alone."""
 
     plan: Plan
     fields: NameFields
     path: Path
+    start: Start | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +87,18 @@ class Run:
     jobs: tuple[Job, ...]
 
 
-def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console) -> Run:
+def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pictures: Pictures | None = None) -> Run:
     """Everything that can be checked before a model is loaded.
 
     Args:
         flags: of the command.
         prompts: the arguments that are prompts; `-` stands for standard input.
         console: where notes go.
+        pictures: to start from; without prompts each picture's own is taken.
 
     Raises:
         UsageError: a flag, a prompt or a preset that cannot be honoured.
+        PictureError: a picture that cannot be used.
         CheckpointError: a model file that is missing or of the wrong kind.
         OutputError: a file name that is taken.
     """
@@ -100,18 +109,34 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console) -> R
     asked = prompts or (["anything"] if flags.print_config and flags.prompts_file is None else [])
     if flags.sigmas == STDIN and STDIN in (*asked, str(flags.prompts_file)):
         raise UsageError("standard input can be read only once", hint=f"give {STDIN!r} once")
-    prompts = gather_prompts(asked, flags.prompts_file)
-    if len(prompts) * flags.count > MOST_PICTURES:
-        raise UsageError(f"{len(prompts) * flags.count} pictures are too many for one run (at most {MOST_PICTURES})")
+    given = pictures is None or bool(asked) or flags.prompts_file is not None
+    prompts = gather_prompts(asked, flags.prompts_file) if given else []
+    _check_count(flags.count * max(len(prompts), 1) * (1 if pictures is None else len(pictures.paths)))
     destination = resolve_destination(flags.output, flags.format)
-    preset, model_path = _choose_model(flags, console)
+    preset, model_path = _choose_model(flags, _overrides(flags, console, pictures), console)
     preset, predicts = _as_trained(preset, model_path, console)
+    if pictures is None and preset.model.kind in ("inpaint", "edit"):
+        raise UsageError(
+            f"{preset.model.name} draws from pictures, not from words alone",
+            hint='sdxl img2img photo.png "a cat", with --mask FILE for an inpainting model',
+        )
     vae_path = None if flags.vae is None else find_file(flags.vae, models_folders())
     if vae_path is not None:
         read_header(vae_path)
-    plans = _plans(flags, console, prompts, preset, model_path, vae_path)
+    starts = [None] if pictures is None else pictures.starts(preset, console)
+    wanted = [(prompt, start) for start in starts for prompt in prompts or _own_prompts(start)]
+    plans = _plans(flags, console, wanted, preset, model_path, vae_path)
     names, jobs = _name(plans, destination, flags)
     return Run(preset, predicts, model_path, vae_path, names, jobs)
+
+
+def _own_prompts(start: Start | None) -> list[str]:
+    return [] if start is None else [recorded_prompt(start.picture)]
+
+
+def _check_count(pictures: int) -> None:
+    if pictures > MOST_PICTURES:
+        raise UsageError(f"{pictures} pictures are too many for one run (at most {MOST_PICTURES})")
 
 
 def recipe_table(run: Run) -> dict[str, Any]:
@@ -123,9 +148,8 @@ def recipe_table(run: Run) -> dict[str, Any]:
     return {"base": str(Path(name).resolve()) if kind == "file" else name, "recipe": recipe}
 
 
-def _choose_model(flags: DrawFlags, console: Console) -> tuple[Preset, Path | None]:
+def _choose_model(flags: DrawFlags, overrides: Mapping[str, Any], console: Console) -> tuple[Preset, Path | None]:
     folders = models_folders()
-    overrides = _overrides(flags, console)
     if flags.model is not None:
         path = find_file(flags.model, folders)
         header = read_header(path)
@@ -192,12 +216,12 @@ def _model_preset_for(found: Detection) -> str:
         if entry.kind != "model":
             continue
         model = load_preset(entry.name).model
-        if model.kind == found.kind == "base" and not differences(found, model):
+        if model.kind == found.kind != "refiner" and not differences(found, model):
             return entry.name
     return DEFAULT_PRESET
 
 
-def _overrides(flags: DrawFlags, console: Console) -> dict[str, Any]:
+def _overrides(flags: DrawFlags, console: Console, pictures: Pictures | None) -> dict[str, Any]:
     sampler, sampler_options = parse_choice(flags.sampler, "--sampler")
     if sampler is not None:
         try:
@@ -222,6 +246,7 @@ def _overrides(flags: DrawFlags, console: Console) -> dict[str, Any]:
         "recipe.original_size": parse_size(flags.original_size, "--original-size"),
         "recipe.target_size": parse_size(flags.target_size, "--target-size"),
         "recipe.crop_coords_top_left": parse_crop(flags.crop),
+        **({} if pictures is None else pictures.overrides()),
     }
 
 
@@ -266,14 +291,14 @@ def _load(name: str, overrides: Mapping[str, Any]) -> Preset:
 def _plans(
     flags: DrawFlags,
     console: Console,
-    prompts: Sequence[str],
+    wanted: Sequence[tuple[str, Start | None]],
     preset: Preset,
     model_path: Path | None,
     vae_path: Path | None,
-) -> list[Plan]:
+) -> list[tuple[Plan, Start | None]]:
     seed = secrets.randbelow(2**32) if flags.seed is None else flags.seed
-    plans = []
-    for number, prompt in enumerate(prompts, 1):
+    plans: list[tuple[Plan, Start | None]] = []
+    for number, (prompt, start) in enumerate(wanted, 1):
         try:
             first = build_plan(
                 preset,
@@ -281,7 +306,8 @@ def _plans(
                 prompt_2=flags.prompt_2,
                 negative_2=flags.negative_2,
                 seed=seed,
-                aspect=parse_aspect(flags.aspect),
+                source=None if start is None else start.source,
+                aspect=parse_aspect(flags.aspect) if start is None else start.aspect,
                 file=None if model_path is None else model_path.name,
                 vae=None if vae_path is None else vae_path.name,
                 device=flags.device,
@@ -289,13 +315,17 @@ def _plans(
                 attention=flags.attention,
             )
         except UsageError as error:
-            if len(prompts) == 1 or not error.message.startswith("the prompt"):
+            if len(wanted) == 1 or not error.message.startswith("the prompt"):
                 raise
-            raise UsageError(f"prompt {number} of {len(prompts)}: {error.message}", hint=error.hint) from None
+            raise UsageError(f"prompt {number} of {len(wanted)}: {error.message}", hint=error.hint) from None
         _warn_of_lost_words(first, preset.model, console)
-        plans += first.pictures(flags.count)
+        if start is not None:
+            warn_of_size(first, preset.model, console)
+        plans += [(plan, start) for plan in first.pictures(flags.count)]
     if flags.seed is None and not flags.print_config:
         console.note(f"seed {seed}")
+    if plans[0][0].source is not None and not flags.print_config:
+        console.note(f"strength {describe_strength(plans[0][0])}")
     return plans
 
 
@@ -320,24 +350,28 @@ def lost_tail(text: str) -> str:
     return "".join(words[low:]).strip()
 
 
-def _name(plans: Sequence[Plan], destination: Destination, flags: DrawFlags) -> tuple[Names, tuple[Job, ...]]:
+def _name(
+    plans: Sequence[tuple[Plan, Start | None]], destination: Destination, flags: DrawFlags
+) -> tuple[Names, tuple[Job, ...]]:
     names = Names(destination, flags.overwrite, LATENT_SUFFIX if flags.save_latents else "")
     when = datetime.now()
     fields = [
         NameFields(
             seed=plan.seed,
             prompt=plan.prompt,
-            width=plan.size[1],
-            height=plan.size[0],
+            width=plan.picture_size[1],
+            height=plan.picture_size[0],
             steps=plan.steps,
             sampler=plan.sampler.name,
             preset=plan.model,
             when=when,
+            source="" if start is None else start.picture.stem,
         )
-        for plan in plans
+        for plan, start in plans
     ]
     names.check(fields[0], len(plans))
-    return names, tuple(Job(plan, field, names.next(field)) for plan, field in zip(plans, fields, strict=True))
+    pairs = zip(plans, fields, strict=True)
+    return names, tuple(Job(plan, field, names.next(field), start) for (plan, start), field in pairs)
 
 
 def describe_failure(job: Job, number: int, of: int, error: SdxlError) -> str:

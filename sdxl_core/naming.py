@@ -20,7 +20,7 @@ FORMATS = {"png": (".png",), "jpg": (".jpg", ".jpeg"), "webp": (".webp",)}
 _OTHER_PICTURES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".ppm", ".svg"}
 
 _NUMBERS = ("index", "seed", "width", "height", "steps")
-_WORDS = ("slug", "prompt", "sampler", "preset", "date", "time")
+_WORDS = ("slug", "prompt", "sampler", "preset", "source", "date", "time")
 TEMPLATE_KEYS = (*_NUMBERS, *_WORDS)
 _NUMBER_SPEC = re.compile(r"(0?[1-9]\d?)?d?")
 _WORD_SPEC = re.compile(r"(\.[1-9]\d{0,2})?s?")
@@ -45,6 +45,7 @@ class NameFields:
         sampler: its name.
         preset: name of the model preset.
         when: start of the run; `{date}` is 2026-01-31, `{time}` 235959.
+        source: name of the picture that it starts from, without its ending.
     """
 
     seed: int
@@ -55,6 +56,7 @@ class NameFields:
     sampler: str
     preset: str
     when: datetime
+    source: str = ""
 
     def values(self, index: int) -> dict[str, int | str]:
         """Every key of a template with its value, text made fit for a file name."""
@@ -68,6 +70,7 @@ class NameFields:
             "prompt": sanitise(self.prompt),
             "sampler": sanitise(self.sampler),
             "preset": sanitise(self.preset),
+            "source": sanitise(self.source) if self.source else "words",
             "date": self.when.strftime("%Y-%m-%d"),
             "time": self.when.strftime("%H%M%S"),
         }

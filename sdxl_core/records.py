@@ -110,6 +110,8 @@ def parameters_text(record: Record) -> str:
         "Seed": plan.seed,
         "Size": f"{plan.size[1]}x{plan.size[0]}",
     }
+    if plan.source is not None:
+        pairs["Denoising strength"] = f"{plan.source.strength:g}"
     for weights in record.weights:
         hash_key, name_key = ("Model hash", "Model") if weights.role == "model" else ("VAE hash", "VAE")
         if weights.sha256:

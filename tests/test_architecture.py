@@ -91,6 +91,7 @@ TORCH_FREE = [
     "sdxl_core.training.presets",
     "sdxl_cli.app",
     "sdxl_cli.jobs",
+    "sdxl_cli.pictures",
 ]
 
 

@@ -1,7 +1,5 @@
 """`sdxl gen`: pictures from words."""
 
-import typer
-
 from sdxl_cli.console import Console
 from sdxl_cli.flags import GenFlags, takes
 
@@ -21,20 +19,8 @@ def gen(flags: GenFlags) -> None:
 
     Without --preset and --model this is SDXL base where its file is found, else the small model in the package.
     """
-    from sdxl_cli.drawing import draw
-    from sdxl_cli.jobs import recipe_table, resolve_run
+    from sdxl_cli.jobs import resolve_run
+    from sdxl_cli.running import run_or_show
 
     console = Console(quiet=flags.quiet)
-    run = resolve_run(flags, flags.prompts or [], console)
-    if flags.print_config:
-        from sdxl_cli.toml_text import to_toml
-
-        console.data(to_toml(recipe_table(run)).rstrip("\n"))
-    elif flags.dry_run:
-        from sdxl_cli.dry_run import show_run
-
-        show_run(run, flags, console)
-    else:
-        code = draw(run, flags, console)
-        if code:
-            raise typer.Exit(code)
+    run_or_show(resolve_run(flags, flags.prompts or [], console), flags, console)

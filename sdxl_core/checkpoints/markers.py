@@ -115,7 +115,11 @@ def adapt_model(
             )
         statistics = {"latent_mean": markers.latent_mean, "latent_std": markers.latent_std}
         first_stage = first_stage.model_copy(update={"scale_factor": PLAYGROUND_SCALE, **statistics})
-    return model.model_copy(update={"denoiser": denoiser, "first_stage": first_stage}), reason
+    # CosXL's editing model was shown scaled latents in training, those before it unscaled ones.
+    scale_shown = model.scale_shown or markers.prediction == "edm_v"
+    return model.model_copy(
+        update={"denoiser": denoiser, "first_stage": first_stage, "scale_shown": scale_shown}
+    ), reason
 
 
 def named_prediction(path: Path) -> PredictionName | None:

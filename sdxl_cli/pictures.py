@@ -1,0 +1,241 @@
+"""Pictures on the command line: which files, which prompts, and what each drawing starts from."""
+
+import glob
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdxl_cli.console import Console
+from sdxl_cli.options import parse_aspect
+from sdxl_cli.picture_flags import Img2ImgFlags
+from sdxl_core.canvas import Canvas, build_canvas, spread
+from sdxl_core.config import ModelConfig
+from sdxl_core.errors import UsageError
+from sdxl_core.masks import bounds
+from sdxl_core.picture_files import PictureError, read_record
+from sdxl_core.plan import Plan
+from sdxl_core.presets import Preset
+from sdxl_core.source import Source, build_source
+from sdxl_core.source_pictures import Pixels, SourcePicture, parse_colour, read_mask, read_picture
+
+INPUT = "input"
+"""The --aspect that is each picture's own."""
+
+_PICTURE_NAME = re.compile(r"\S+\.(png|jpe?g|webp|tiff?|bmp|gif|avif|heic)", re.IGNORECASE)
+_MARGINS = re.compile(r"(\d{1,5}),(\d{1,5}),(\d{1,5}),(\d{1,5})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What one drawing starts from.
+
+    Args:
+        source: what its plan says.
+        picture: the file.
+        mask: the file of its mask.
+        aspect: width / height that the drawing shall have; None for the preset's size or the picture's own.
+    """
+
+    source: Source
+    picture: Path
+    mask: Path | None
+    aspect: float | None
+
+    def canvas(self, plan: Plan) -> Canvas:
+        """Read the files again and lay them out at the plan's size.
+
+        Raises:
+            PictureError: a file went away, or is another one by now.
+        """
+        how = self.source.how
+        picture = _unchanged(self.picture, read_picture(self.picture, how.background), self.source.picture.sha256)
+        mask = None
+        if self.mask is not None and self.source.mask is not None:
+            mask = _unchanged(self.mask, read_mask(self.mask), self.source.mask.sha256)
+        return build_canvas(self.source, plan.size, picture, mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """What a command line says of pictures.
+
+    Args:
+        paths: the files, at least one.
+        prompts: those among the arguments and flags; none where a file of prompts, or each picture's own, is taken.
+        flags: the rest.
+    """
+
+    paths: tuple[Path, ...]
+    prompts: tuple[str, ...]
+    flags: Img2ImgFlags
+
+    def overrides(self) -> dict[str, Any]:
+        """What the flags set in a recipe."""
+        flags = self.flags
+        return {
+            "recipe.source.strength": flags.strength,
+            "recipe.source.steps_exact": flags.steps_exact or None,
+            "recipe.source.resize": None if flags.resize is None else flags.resize.value,
+            "recipe.source.background": None if flags.background is None else parse_colour(flags.background),
+            "recipe.source.image_guidance": flags.image_guidance,
+            "recipe.source.mask.invert": flags.mask_invert or None,
+            "recipe.source.mask.grow": flags.mask_grow,
+            "recipe.source.mask.blur": flags.mask_blur,
+            "recipe.source.mask.only": flags.only_masked or None,
+            "recipe.source.mask.padding": flags.mask_padding,
+        }
+
+    def starts(self, preset: Preset, console: Console) -> list[Start]:
+        """Read every picture once, so that none that cannot be used is found after hours of drawing.
+
+        Raises:
+            PictureError: a file is missing, damaged or no picture.
+            UsageError: a mask, margins or an aspect that cannot be honoured.
+        """
+        how, margins = preset.recipe.source, _parse_margins(self.flags.pad)
+        mask = None if self.flags.mask is None else read_mask(self.flags.mask)
+        if mask is None and (self.flags.only_masked or self.flags.mask_invert) and not any(margins):
+            name = "--only-masked" if self.flags.only_masked else "--mask-invert"
+            raise UsageError(f"{name} needs a mask", hint="give --mask FILE")
+        notes = list(() if mask is None else mask.notes)
+        starts = []
+        for path in self.paths:
+            picture = read_picture(path, how.background)
+            notes += picture.notes
+            source = build_source(preset.model, how, picture.file, None if mask is None else mask.file, margins)
+            _, level = spread(source, picture, mask)
+            if mask is not None and mask.file.size != picture.file.size:
+                notes.append(f"{mask.file.name} is scaled to the {_size(picture)} of {path.name}")
+            starts.append(Start(source, path, self.flags.mask, self._aspect(source, level, preset)))
+        for note in dict.fromkeys(notes):
+            console.note(note)
+        return starts
+
+    def _aspect(self, source: Source, level: Pixels | None, preset: Preset) -> float | None:
+        if self.flags.aspect == INPUT:
+            return source.canvas_size[1] / source.canvas_size[0]
+        if self.flags.aspect is None and level is not None and source.how.mask.only and preset.recipe.size is None:
+            (top, left, bottom, right), around = bounds(level), 2 * source.how.mask.padding
+            return (right - left + around) / (bottom - top + around)
+        return parse_aspect(self.flags.aspect)
+
+
+def gather_pictures(flags: Img2ImgFlags) -> Pictures:
+    """Tell pictures from the prompt: the last argument, unless that is a picture too or a prompt is given apart.
+
+    Raises:
+        UsageError: no picture, a pattern that none matches, or a prompt in two places.
+    """
+    arguments, prompts = list(flags.arguments or ()), tuple(flags.prompts or ())
+    if not prompts and flags.prompts_file is None and arguments and not _names_pictures(arguments[-1]):
+        prompts = (arguments.pop(),)
+    if not arguments:
+        raise UsageError("no picture was given", hint='give it before the prompt: sdxl img2img photo.png "a cat"')
+    return Pictures(tuple(path for argument in arguments for path in _matches(argument)), prompts, flags)
+
+
+def recorded_prompt(path: Path) -> str:
+    """The prompt that a picture was drawn from, as its record says.
+
+    Raises:
+        UsageError: it has none.
+    """
+    try:
+        record = read_record(path).record or {}
+    except PictureError:
+        record = {}
+    plan = record.get("plan")
+    prompt = plan.get("prompt") if isinstance(plan, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UsageError(
+            f"no prompt was given, and {path} has none in a record of its own",
+            hint='say what to draw: sdxl img2img photo.png "a cat"',
+        )
+    return prompt
+
+
+def describe_start(plan: Plan) -> list[tuple[str, str]]:
+    """What `--dry-run` says of where a plan starts, name and text."""
+    source = plan.source
+    if source is None:
+        return []
+    (height, width), how = source.picture.size, source.how
+    facts = [("starts from", f"{source.picture.name}, {width}x{height}, resize {how.resize}")]
+    facts.append(("strength", describe_strength(plan)))
+    if source.mask is not None:
+        turned = ", inverted" if how.mask.invert else ""
+        alone = f", that part alone with {how.mask.padding} pixels around it" if how.mask.only else ""
+        facts.append(("mask", f"{source.mask.name}{turned}, grown {how.mask.grow}, blurred {how.mask.blur}{alone}"))
+    if any(source.margins):
+        facts.append(("painted around", "left {}, top {}, right {}, bottom {}".format(*source.margins)))
+    if source.condition == "edit":
+        facts.append(("image guidance", f"{how.image_guidance:g}"))
+    return facts
+
+
+def describe_strength(plan: Plan) -> str:
+    """`0.3 of 30 steps: 9 steps, sigma 0.875 to 0`; `9 steps at strength 0.3 of a schedule of 30: ...` where exact."""
+    assert plan.source is not None
+    strength, sigmas = plan.source.strength, plan.sigmas()
+    walked = len(sigmas) - 1
+    total = plan.source.schedule_steps(plan.steps)
+    steps = f"{walked} step{'' if walked == 1 else 's'}"
+    return f"{strength:g} of {total} steps: {steps}, sigma {sigmas[0]:.4g} to {sigmas[-1]:.3g}"
+
+
+def warn_of_size(plan: Plan, model: ModelConfig, console: Console) -> None:
+    """Say where a picture's own size is far beyond what the model was trained on."""
+    (height, width), native = plan.size, math.prod(model.native_size)
+    times = height * width / native
+    if times > 2:
+        console.warn(
+            f"{width}x{height} is {times:.1f} times the area that {model.name} was trained on: such pictures repeat "
+            f"themselves; --aspect {INPUT} takes the nearest size that it knows"
+        )
+
+
+def _unchanged(path: Path, read: SourcePicture, sha256: str) -> SourcePicture:
+    if read.file.sha256 != sha256:
+        raise PictureError(f"{path}: it was changed while this was running")
+    return read
+
+
+def _names_pictures(argument: str) -> bool:
+    """Whether an argument is a file, a pattern of files, or the name of a picture that is missing."""
+    return bool(Path(argument).is_file() or _found(argument) or _PICTURE_NAME.fullmatch(argument))
+
+
+def _matches(argument: str) -> list[Path]:
+    if Path(argument).exists() or not glob.has_magic(argument):
+        return [Path(argument)]
+    found = _found(argument)
+    if not found:
+        raise UsageError(f"no picture matches {argument!r}")
+    return found
+
+
+def _found(pattern: str) -> list[Path]:
+    """The files that a pattern matches, by name; shells leave one that is quoted."""
+    if not glob.has_magic(pattern):
+        return []
+    return [path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()]
+
+
+def _parse_margins(text: str | None) -> tuple[int, int, int, int]:
+    if text is None:
+        return (0, 0, 0, 0)
+    match = _MARGINS.fullmatch(text.replace(" ", ""))
+    margins = None if match is None else tuple(map(int, match.groups()))
+    if margins is None or not any(margins):
+        raise UsageError(
+            f"--pad {text!r} adds nothing", hint="write LEFT,TOP,RIGHT,BOTTOM in pixels, such as 0,0,256,0"
+        )
+    left, top, right, bottom = margins
+    return left, top, right, bottom
+
+
+def _size(picture: SourcePicture) -> str:
+    height, width = picture.file.size
+    return f"{width}x{height}"
