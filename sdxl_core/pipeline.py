@@ -243,7 +243,8 @@ def _denoise(engine: Engine, plans: Sequence[Plan], schedule: Sequence[float], s
         prompts = condition(engine, plans, uncond=True).showing(shown)
         scales = plan.guider.scale, source.how.image_guidance
         return edit_denoise(denoiser, engine.predict, prompts, *scales)
-    guider = build_guider(plan.guider, schedule, engine.config.network)
+    keep_uncond = SAMPLERS[plan.sampler.name].uncond
+    guider = build_guider(plan.guider, schedule, engine.config.network, keep_uncond=keep_uncond)
     prompts = condition(engine, plans, uncond=guider.wants_uncond).showing(shown)
     return guider.bind(denoiser, engine.predict, prompts)
 

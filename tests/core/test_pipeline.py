@@ -82,6 +82,15 @@ def test_a_progress_bar_of_model_calls_reaches_its_end(engine: Engine, sampler: 
     assert plan.model_calls() == (None if SAMPLERS[sampler].calls is None else calls)
 
 
+def test_a_cfg_pp_sampler_is_told_the_unconditional_prediction_at_scale_1_too(engine: Engine) -> None:
+    once = GuiderConfig(scale=1.0)
+    plain, form = (plan_of(guider=once, sampler=SamplerConfig(name=name)) for name in ("euler", "euler_cfg_pp"))
+    assert relative(latents(engine, form), latents(engine, plain)) > 1e-3
+    none = GuiderConfig(name="identity")
+    plain, form = (plan_of(guider=none, sampler=SamplerConfig(name=name)) for name in ("euler", "euler_cfg_pp"))
+    assert relative(latents(engine, form), latents(engine, plain)) < 1e-6
+
+
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m"])
 def test_a_picture_is_the_same_alone_and_in_any_batch(engine: Engine, sampler: str) -> None:
     plans = [

@@ -9,12 +9,14 @@ from types import MappingProxyType
 from typing import Any
 
 from sdxl_core.diffusion.options import Allowed, Between, OneOf
-from sdxl_core.diffusion.samplers.ancestral import (
-    ddpm,
-    dpm_2_ancestral,
+from sdxl_core.diffusion.samplers.ancestral import ddpm, dpm_2_ancestral
+from sdxl_core.diffusion.samplers.cfg_pp import (
+    dpmpp_2m_cfg_pp,
     dpmpp_2s_ancestral_cfg_pp,
     euler_ancestral_cfg_pp,
-    res_multistep_ancestral,
+    euler_cfg_pp,
+    res_multistep_ancestral_cfg_pp,
+    res_multistep_cfg_pp,
 )
 from sdxl_core.diffusion.samplers.consistency import lcm, tcd
 from sdxl_core.diffusion.samplers.deis import deis
@@ -27,6 +29,7 @@ from sdxl_core.diffusion.samplers.heun import heun
 from sdxl_core.diffusion.samplers.heunpp import heunpp2
 from sdxl_core.diffusion.samplers.lms import lms
 from sdxl_core.diffusion.samplers.pndm import gradient_estimation, ipndm, ipndm_v
+from sdxl_core.diffusion.samplers.res import res_multistep, res_multistep_ancestral
 from sdxl_core.diffusion.samplers.restart import restart
 from sdxl_core.diffusion.samplers.sa_solver import sa_solver, sa_solver_pece
 from sdxl_core.diffusion.samplers.sampler import Sampler
@@ -66,6 +69,7 @@ _ROWS = (
     Sampler(deis, 3, 1, False, "arXiv:2204.13902", {"order": _UP_TO_3}),
     Sampler(uni_pc, 4, 1, False, "arXiv:2302.04867", {"order": _UP_TO_3, "solver_type": OneOf(("bh1", "bh2"))}),
     Sampler(gradient_estimation, 1, 1, False, "arXiv:2306.04848"),
+    Sampler(res_multistep, 2, 1, False, "arXiv:2308.02157"),
     Sampler(res_multistep_ancestral, 2, 1, True, "arXiv:2308.02157"),
     Sampler(ddim, 1, 1, False, "arXiv:2010.02502"),
     Sampler(ddpm, 1, 1, True, "arXiv:2006.11239"),
@@ -77,8 +81,12 @@ _ROWS = (
     Sampler(restart, 2, 2, True, "arXiv:2306.14878"),
     Sampler(lcm, 0, 1, True, "arXiv:2310.04378"),
     Sampler(tcd, 1, 1, True, "arXiv:2402.19159", {"eta": Between(0.0, 1.0)}),
-    Sampler(euler_ancestral_cfg_pp, 1, 1, True, "arXiv:2406.08070"),
-    Sampler(dpmpp_2s_ancestral_cfg_pp, 2, 2, True, "arXiv:2406.08070"),
+    Sampler(euler_cfg_pp, 1, 1, False, "arXiv:2406.08070", uncond=True),
+    Sampler(euler_ancestral_cfg_pp, 1, 1, True, "arXiv:2406.08070", uncond=True),
+    Sampler(dpmpp_2m_cfg_pp, 2, 1, False, "arXiv:2406.08070", uncond=True),
+    Sampler(dpmpp_2s_ancestral_cfg_pp, 2, 2, True, "arXiv:2406.08070", uncond=True),
+    Sampler(res_multistep_cfg_pp, 2, 1, False, "arXiv:2406.08070", uncond=True),
+    Sampler(res_multistep_ancestral_cfg_pp, 2, 1, True, "arXiv:2406.08070", uncond=True),
 )
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType({row.name: row for row in _ROWS})

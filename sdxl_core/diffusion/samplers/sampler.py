@@ -21,6 +21,7 @@ class Sampler:
         stochastic: draws noise with its default options.
         source: where the method was published.
         allowed: what an option may be where the rules of `check_row_options` do not say enough.
+        uncond: a CFG++ form: reads the unconditional prediction, which guidance then makes at scale 1, too.
     """
 
     fn: Callable[..., Iterator[Step]]
@@ -29,6 +30,7 @@ class Sampler:
     stochastic: bool
     source: str
     allowed: Mapping[str, Allowed] = field(default_factory=dict)
+    uncond: bool = False
 
     @property
     def name(self) -> str:
