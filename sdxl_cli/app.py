@@ -53,7 +53,7 @@ def _root(
 app.command("gen", epilog=gen.EPILOG)(gen.gen)
 app.command("img2img", epilog=img2img.EPILOG)(img2img.img2img)
 app.command("inspect", epilog=inspect.EPILOG)(inspect.inspect)
-app.command("sigmas", epilog=sigmas.EPILOG)(sigmas.sigmas)
+app.add_typer(sigmas.app, name="sigmas")
 app.add_typer(presets.app, name="presets")
 app.command("pull", epilog=pull.EPILOG)(pull.pull)
 app.command("train", epilog=train.EPILOG)(train.train)

@@ -1,11 +1,12 @@
-"""A line plot in braille dots, with a true logarithmic axis."""
+"""Line plots in braille dots, with a true logarithmic axis, and sparklines."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 # Bit of each dot in a braille cell of 2 columns by 4 rows, counted from the top left. Source: Unicode, block U+2800.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+_BLOCKS = "▁▂▃▄▅▆▇█"
 _LABEL = 8
 
 
@@ -27,37 +28,61 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     return ticks[::stride]
 
 
-def braille_plot(values: Sequence[float], width: int, height: int) -> list[str]:
-    """`values` against their index, joined by lines, the vertical axis logarithmic.
+def sparkline(values: Sequence[float], low: float, high: float) -> str:
+    """A bar a value, its height logarithmic between `low` and `high`; values beyond them have the end's height.
 
     Args:
-        values: at least one, all above 0.
+        values: all above 0.
+        low: above 0.
+        high: above `low`.
+    """
+    shares = [math.log(value / low) / math.log(high / low) for value in values]
+    return "".join(_BLOCKS[round(min(max(share, 0), 1) * (len(_BLOCKS) - 1))] for share in shares)
+
+
+def braille_plot(
+    series: Sequence[Sequence[float]],
+    width: int,
+    height: int,
+    paint: Callable[[str, int], str] = lambda text, number: text,
+) -> list[str]:
+    """Values against their index, joined by lines, the vertical axis logarithmic; every series over the whole width.
+
+    Args:
+        series: one or more, each of at least one value above 0.
         width: of the whole plot in characters, at least 20.
         height: of the drawing in lines, at least 3; one line of index labels is added.
+        paint: gives a text the colour of a series by its number; a cell that several share has that of the last.
 
     Returns:
         The lines, top first.
     """
     columns, rows = (width - _LABEL - 2) * 2, height * 4
-    low, high = math.log(min(values)), math.log(max(values))
+    low = math.log(min(min(values) for values in series))
+    high = math.log(max(max(values) for values in series))
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
 
     def row_of(value: float) -> int:
         return round((high - math.log(value)) / (high - low) * (rows - 1))
 
-    last = max(len(values) - 1, 1)
-    points = [(round(i / last * (columns - 1)), row_of(v)) for i, v in enumerate(values)]
     cells = [[0] * (columns // 2) for _ in range(height)]
-    for x, y in _joined(points):
-        cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
+    owners = [[0] * (columns // 2) for _ in range(height)]
+    for number, values in enumerate(series):
+        last = max(len(values) - 1, 1)
+        for x, y in _joined([(round(i / last * (columns - 1)), row_of(v)) for i, v in enumerate(values)]):
+            cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
+            owners[y // 4][x // 2] = number
 
     labels = {row_of(t) // 4: f"{t:g}" for t in reversed(log_ticks(math.exp(low), math.exp(high), height // 2 + 1))}
     lines = []
-    for row, bits in enumerate(cells):
+    for row, (bits, numbers) in enumerate(zip(cells, owners, strict=True)):
         label = labels.get(row, "")
-        lines.append(f"{label:>{_LABEL}} {'┤' if label else '│'}{''.join(chr(0x2800 + b) for b in bits)}")
-    return [*lines, *_index_axis(len(values), columns // 2)]
+        drawn = "".join(
+            paint(chr(0x2800 + b), number) if b else chr(0x2800) for b, number in zip(bits, numbers, strict=True)
+        )
+        lines.append(f"{label:>{_LABEL}} {'┤' if label else '│'}{drawn}")
+    return [*lines, *_index_axis(max(len(values) for values in series), columns // 2)]
 
 
 def _joined(points: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

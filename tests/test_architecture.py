@@ -92,6 +92,8 @@ TORCH_FREE = [
     "sdxl_cli.app",
     "sdxl_cli.jobs",
     "sdxl_cli.pictures",
+    "sdxl_cli.show_sigmas",
+    "sdxl_cli.chart",
 ]
 
 

@@ -1,131 +1,179 @@
-"""`sdxl sigmas`: the noise levels that a run would walk through."""
+"""`sdxl sigmas`: the noise levels that a run would walk through, and every schedule there is."""
 
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from shutil import get_terminal_size
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-from sdxl_cli.completion import complete_schedule
+from sdxl_cli.completion import complete_prediction, complete_preset, complete_schedule
 from sdxl_cli.console import Console
+from sdxl_cli.flags import takes
 from sdxl_cli.options import Json, flag
 from sdxl_core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 EPILOG = """
 [bold]Examples[/bold]
   sdxl sigmas
+  sdxl sigmas list
   sdxl sigmas --kind edm --rho 7 --steps 20
-  sdxl sigmas --kind edm --csv > levels.csv
-  sdxl sigmas --png levels.png"""
+  sdxl sigmas --compare karras,beta,align_your_steps --steps 12 --png levels.png
+  sdxl sigmas --kind karras --refine share@0.8
+  sdxl sigmas --kind beta --steps 20 --emit | sdxl gen "a cat" --sigmas -
+  sdxl sigmas --betas --csv > betas.csv"""
+
+app = typer.Typer(invoke_without_command=True, help="Show the noise levels that a run walks through.", epilog=EPILOG)
+
+WHICH, CUT, FORM = "Which levels", "Which of them", "Form"
 
 
-KindFlag = Annotated[
-    str,
-    typer.Option(
-        "--kind",
-        metavar="NAME",
-        help="A schedule, such as ddpm, karras or beta:alpha=0.8.",
-        autocompletion=complete_schedule,
-    ),
-]
-Steps = Annotated[int, typer.Option(metavar="N", help="Number of steps, 1 to 1000.")]
-Rho = Annotated[float | None, typer.Option(metavar="R", help="Bend of the edm levels; 1 is straight, 3 if not given.")]
-SigmaMin = Annotated[float | None, typer.Option(metavar="S", help="Lowest edm level, 0.0292 if not given.")]
-SigmaMax = Annotated[float | None, typer.Option(metavar="S", help="Highest edm level, 14.6146 if not given.")]
-Csv = Annotated[bool, flag("--csv", help="Print comma-separated values.")]
-Emit = Annotated[bool, flag("--emit", help="Print the list alone, for 'sdxl gen --sigmas -'.")]
-Png = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the levels into a PNG as well.")]
-Overwrite = Annotated[bool, flag("--overwrite", help="Replace FILE if it exists.")]
-Plot = Annotated[bool | None, flag("--plot/--no-plot", help="Draw under the table; on a terminal if not given.")]
+def _value(*names: str, metavar: str, help: str, panel: str, complete: Any = None) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, autocompletion=complete)
 
 
-def sigmas(
-    kind: KindFlag = "ddpm",
-    steps: Steps = 30,
-    rho: Rho = None,
-    sigma_min: SigmaMin = None,
-    sigma_max: SigmaMax = None,
-    as_json: Json = False,
-    as_csv: Csv = False,
-    emit: Emit = False,
-    png: Png = None,
-    overwrite: Overwrite = False,
-    plot: Plot = None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class SigmasFlags:
+    """Everything that `sdxl sigmas` can be told; None means that something else decides."""
+
+    context: typer.Context
+    kind: Annotated[
+        str | None,
+        _value(
+            "--kind",
+            "--schedule",
+            metavar="NAME",
+            help="A schedule, such as karras or beta:alpha=0.8; ddpm if not given.",
+            panel=WHICH,
+            complete=complete_schedule,
+        ),
+    ] = None
+    compare: Annotated[
+        str | None, _value("--compare", metavar="A,B,...", help="Several schedules side by side.", panel=WHICH)
+    ] = None
+    sigmas: Annotated[
+        str | None,
+        _value(
+            "--sigmas",
+            metavar="LIST",
+            help="Levels one by one, a file of them, or '-' for stdin.",
+            panel=WHICH,
+        ),
+    ] = None
+    preset: Annotated[
+        str | None,
+        _value(
+            "--preset",
+            "-p",
+            metavar="NAME",
+            help="Schedule, steps and trained levels of a preset.",
+            panel=WHICH,
+            complete=complete_preset,
+        ),
+    ] = None
+    betas: Annotated[
+        bool, flag("--betas", help="The betas of training and what they leave of the signal.", panel=WHICH)
+    ] = False
+    steps: Annotated[
+        int | None, _value("--steps", metavar="N", help="Number of steps, 1 to 1000; 30 if not given.", panel=WHICH)
+    ] = None
+    rho: Annotated[float | None, _value("--rho", metavar="R", help="Short for NAME:rho=R.", panel=WHICH)] = None
+    sigma_min: Annotated[
+        float | None, _value("--sigma-min", metavar="S", help="Short for NAME:sigma_min=S.", panel=WHICH)
+    ] = None
+    sigma_max: Annotated[
+        float | None, _value("--sigma-max", metavar="S", help="Short for NAME:sigma_max=S.", panel=WHICH)
+    ] = None
+    prediction: Annotated[
+        str | None,
+        _value(
+            "--prediction",
+            metavar="NAME",
+            help="What the network predicts, which decides its trained levels; eps if not given.",
+            panel=WHICH,
+            complete=complete_prediction,
+        ),
+    ] = None
+    shift: Annotated[
+        float | None, _value("--shift", metavar="S", help="Shift of a flow: every noise level times S.", panel=WHICH)
+    ] = None
+    strength: Annotated[
+        float | None,
+        _value("--strength", metavar="S", help="The last levels, as a picture of that strength takes them.", panel=CUT),
+    ] = None
+    refine: Annotated[
+        str | None,
+        _value("--refine", metavar="MODE", help="Split between base and refiner, such as share@0.8.", panel=CUT),
+    ] = None
+    plot: Annotated[
+        bool | None,
+        flag("--plot/--no-plot", help="Draw under the table; on a terminal if not given.", panel=FORM),
+    ] = None
+    as_json: Annotated[bool, flag("--json", help="Print JSON.", panel=FORM)] = False
+    as_csv: Annotated[bool, flag("--csv", help="Print comma-separated values.", panel=FORM)] = False
+    emit: Annotated[bool, flag("--emit", help="Print the levels alone, for 'sdxl gen --sigmas -'.", panel=FORM)] = False
+    png: Annotated[
+        Path | None, _value("--png", metavar="FILE", help="Draw a figure into a PNG as well.", panel=FORM)
+    ] = None
+    svg: Annotated[
+        Path | None, _value("--svg", metavar="FILE", help="Draw a figure into an SVG as well.", panel=FORM)
+    ] = None
+    overwrite: Annotated[bool, flag("--overwrite", help="Replace FILE if it exists.", panel=FORM)] = False
+
+
+@app.callback()
+@takes(SigmasFlags)
+def sigmas(flags: SigmasFlags) -> None:
     """Show the noise levels that a run walks through."""
-    if as_json + as_csv + emit > 1:
-        raise UsageError("--json, --csv and --emit exclude each other")
-    from sdxl_cli.schedules import parse_schedule
-    from sdxl_core.config import DenoiserConfig, DiscretizationConfig
-    from sdxl_core.diffusion.discretization import legacy_ddpm_table, sigma_to_timestep
-    from sdxl_core.diffusion.schedules import check_schedule, resolve_sigmas
+    if flags.context.invoked_subcommand is not None:
+        return
+    _check(flags)
+    from sdxl_cli.show_sigmas import show_betas, show_levels
 
-    name, options = parse_schedule(kind, "--kind")
-    for key, value in (("rho", rho), ("sigma_min", sigma_min), ("sigma_max", sigma_max)):
-        if value is not None:
-            options[key] = value
-    check_schedule(name, options)
-    discretization = DiscretizationConfig(name=name, **options)
-    levels = resolve_sigmas(discretization, steps, DenoiserConfig())
-    table = legacy_ddpm_table().tolist()
-    timesteps = [sigma_to_timestep(sigma, table) for sigma in levels[:-1]]
-    if png is not None:
-        _draw(png, levels, name, overwrite)
-    console = Console()
-    rows = [(i, sigma, t) for i, (sigma, t) in enumerate(zip(levels, [*timesteps, None], strict=True))]
-    if as_json:
-        console.json(
-            {
-                "kind": name,
-                "steps": steps,
-                "options": options,
-                "levels": [{"index": i, "sigma": sigma, "timestep": t} for i, sigma, t in rows],
-            },
-            indent=2,
-        )
-    elif emit:
-        console.data(",".join(map(_shown, levels)))
-    elif as_csv:
-        console.data("index,sigma,timestep")
-        for i, sigma, t in rows:
-            console.data(f"{i},{_shown(sigma)},{'' if t is None else t}")
-    else:
-        _print_human(console, rows, levels, plot)
+    show = show_betas if flags.betas else show_levels
+    show(flags, Console())
 
 
-def _print_human(
-    console: Console, rows: "Sequence[tuple[int, float, int | None]]", levels: "Sequence[float]", plot: bool | None
-) -> None:
-    from sdxl_cli.plot import braille_plot
-    from sdxl_cli.tables import print_table
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the schedules, each in one line: its levels of 16 steps, and what it is."""
+    from sdxl_cli.show_sigmas import show_schedules
 
-    print_table(
-        console,
-        [("index", "right"), ("sigma", "right"), ("timestep", "right")],
-        [(str(i), _shown(sigma), "-" if t is None else str(t)) for i, sigma, t in rows],
-    )
-    if plot is True or (plot is None and sys.stdout.isatty()):
-        width = min(get_terminal_size().columns, 100)
-        console.data("")
-        for line in braille_plot(levels[:-1], max(width, 30), 16):
-            console.data(line)
+    show_schedules(as_json, Console())
 
 
-def _shown(sigma: float) -> str:
-    """The shortest text that names this float32."""
-    import numpy as np
+def _check(flags: SigmasFlags) -> None:
+    """Refuse flags that say two things, or one that has no meaning beside another.
 
-    return "0" if sigma == 0 else np.format_float_positional(np.float32(sigma), trim="-")
-
-
-def _draw(path: Path, levels: "Sequence[float]", name: str, overwrite: bool) -> None:
-    from sdxl_cli.chart import draw_sigmas
-    from sdxl_core.output import write_whole
-
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--png {path} does not end in .png")
-    write_whole(path, draw_sigmas(levels, f"{name}, {len(levels) - 1} steps"), overwrite=overwrite)
+    Raises:
+        UsageError: names both.
+    """
+    given = {
+        "--betas": flags.betas,
+        "--kind": flags.kind is not None,
+        "--compare": flags.compare is not None,
+        "--sigmas": flags.sigmas is not None,
+        "--strength": flags.strength is not None,
+        "--refine": flags.refine is not None,
+        "--json": flags.as_json,
+        "--csv": flags.as_csv,
+        "--emit": flags.emit,
+    }
+    for first, *others in (
+        ("--betas", "--kind", "--compare", "--sigmas", "--strength", "--refine", "--emit"),
+        ("--kind", "--compare", "--sigmas"),
+        ("--compare", "--sigmas", "--refine", "--emit"),
+        ("--strength", "--refine"),
+        ("--refine", "--emit"),
+        ("--json", "--csv", "--emit"),
+        ("--csv", "--emit"),
+    ):
+        for other in others:
+            if given[first] and given[other]:
+                raise UsageError(f"{first} and {other} exclude each other")
+    if flags.compare is not None or flags.sigmas is not None or flags.betas:
+        for name, value in (("--rho", flags.rho), ("--sigma-min", flags.sigma_min), ("--sigma-max", flags.sigma_max)):
+            if value is not None:
+                raise UsageError(f"{name} belongs to --kind", hint="write options at a name, such as karras:rho=5")
+    for path, suffix in ((flags.png, ".png"), (flags.svg, ".svg")):
+        if path is not None and path.suffix.lower() != suffix:
+            raise UsageError(f"--{suffix[1:]} {path} does not end in {suffix}")
