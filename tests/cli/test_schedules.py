@@ -2,6 +2,7 @@
 
 import io
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from sdxl_core.plan import Plan
 
 LIST = [14.5, 7.75, 3.5, 0.25, 0.0]
 TEXT = "14.5,7.75,3.5,0.25,0"
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def planned(gen: Sdxl, *flags: object) -> Plan:
@@ -109,3 +112,8 @@ def test_levels_that_cannot_be_walked(gen: Sdxl, flags: list[str], words: list[s
     assert "Traceback" not in result.err
     for word in words:
         assert word in result.err
+
+
+def test_the_page_in_docs_is_the_tables_own() -> None:
+    made = runpy.run_path(str(DOCS / "make_schedules_md.py"))["document"]()
+    assert made == (DOCS / "schedules.md").read_text(encoding="utf-8")
