@@ -34,6 +34,9 @@ class View:
     def finish(self) -> None:
         """End it."""
 
+    def note(self, text: str) -> None:
+        """Say that something was done otherwise than expected."""
+
     def begin_run(self, pictures: int, calls: int | None) -> None:
         """Announce how many pictures and model calls there will be; None: nobody knows."""
 
@@ -56,7 +59,7 @@ def open_view(console: Console) -> View:
     """Bars if standard error is a terminal that can draw them, else lines, or nothing when quiet."""
     if console.quiet:
         return View()
-    return _Bars() if has_bars() else _Lines(console)
+    return _Bars(console) if has_bars() else _Lines(console)
 
 
 class _Lines(View):
@@ -76,14 +79,18 @@ class _Lines(View):
         if self._unit == "B":
             self._console.note(f"{self._task}: {size_text(self._done)} in {time.monotonic() - self._began:.1f} s")
 
+    def note(self, text: str) -> None:
+        self._console.note(text)
+
 
 class _Bars(View):
     """Live bars below the output; they vanish when the run ends, the lines stay."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn
 
+        self._console = console
         columns = get_terminal_size().columns
         self._label_width = columns // 3
         # A line never fills the terminal: a typed ^C would wrap, and erasing the bars would miss a line.
@@ -133,6 +140,10 @@ class _Bars(View):
             self._live.refresh()
             self._progress.remove_task(self._task)
             self._task = None
+
+    def note(self, text: str) -> None:
+        with self.hidden():
+            self._console.note(text)
 
     def begin_run(self, pictures: int, calls: int | None) -> None:
         if pictures > 1 and calls is not None:

@@ -16,6 +16,10 @@ from sdxl_core.strict import Finite as Finite
 from sdxl_core.strict import Positive as Positive
 from sdxl_core.strict import PositiveNumber as PositiveNumber
 
+Decoding = Literal["auto", "whole", "pieces", "tiles"]
+"""How the first stage makes pictures of latents: whole; in pieces, which is the same in little memory; whichever of the
+two fits (auto); or in tiles that are blended, which changes the picture."""
+
 
 class NetworkConfig(Config):
     """The UNet. Source: the published configs of the base and the refiner.
@@ -377,3 +381,4 @@ class RecipeConfig(Config):
     aesthetic_score: Finite = 6.0  # refiner only
     negative_aesthetic_score: Finite = 2.5  # refiner only
     source: SourceConfig = SourceConfig()
+    decoding: Decoding = "auto"

@@ -147,7 +147,8 @@ def require_memory(needed_bytes: int, device: torch.device, doing: str, hint: st
     free = free_memory_bytes(device)
     if free is not None and needed_bytes > free:
         raise MemoryExhaustedError(
-            f"not enough memory for {doing}: about {_gb(needed_bytes)} are needed, {_gb(free)} are free on {device}",
+            f"not enough memory for {doing}: "
+            f"about {gigabytes(needed_bytes)} are needed, {gigabytes(free)} are free on {device}",
             hint=hint,
         )
 
@@ -171,9 +172,10 @@ def memory_guard(device: torch.device, doing: str, hint: str) -> Iterator[None]:
 
 def _exhausted(device: torch.device, doing: str, hint: str) -> MemoryExhaustedError:
     free = free_memory_bytes(device)
-    left = "" if free is None else f": {_gb(free)} are free on {device}"
+    left = "" if free is None else f": {gigabytes(free)} are free on {device}"
     return MemoryExhaustedError(f"out of memory while {doing}{left}", hint=hint)
 
 
-def _gb(count: int) -> str:
+def gigabytes(count: int) -> str:
+    """`1.2 GB`, decimal."""
     return f"{count / 1e9:.1f} GB"

@@ -111,25 +111,19 @@ def load_engine(
     """
     place = device if isinstance(device, torch.device) else resolve_device(device)
     precision = resolve_dtype(dtype, place)
-    # The first stage overflows in float16: activations of the published weights pass 65504.
-    first_stage_precision = torch.float32 if precision is torch.float16 else precision
     backend = resolve_attention(attention, place, precision, model.network.num_head_channels)
 
     with shapes_only():
         network = UNet(model.network, attention=backend.fn)
         conditioner = Conditioner(model.conditioner)
-        first_stage = AutoencoderKL(
-            model.first_stage, attention=_first_stage_attention(model, backend, place, first_stage_precision).fn
-        )
-    # Measured on a CPU in bfloat16: a decode is 1.1 to 1.8 times as fast with channels last, the network only half.
-    channels_last = place.type == "cpu" and first_stage_precision is torch.bfloat16
+    first_stage, first_stage_part = _first_stage_part(model, backend, place, precision)
     files = _sources(
         model,
         Path(path),
         vae_path,
         network=Part(network, NETWORK_PREFIX, precision),
         conditioner=Part(conditioner, CONDITIONER_PREFIX, precision),
-        first_stage=Part(first_stage, FIRST_STAGE_PREFIX, first_stage_precision, channels_last),
+        first_stage=first_stage_part,
     )
     needed = sum(_bytes(part) for _, parts in files for part in parts)
     require_memory(needed, place, f"the weights of {model.name} in {dtype_name(precision)}", _LOADING_HINT)
@@ -146,9 +140,59 @@ def load_engine(
         first_stage=first_stage,
         device=place,
         dtype=precision,
-        first_stage_dtype=first_stage_precision,
+        first_stage_dtype=first_stage.quant_conv.weight.dtype,
         attention=backend.name,
     )
+
+
+def load_first_stage(
+    model: ModelConfig,
+    path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+    attention: str = "auto",
+    reporter: Reporter = SILENT,
+) -> AutoencoderKL:
+    """Load the first stage alone, as `load_engine` has it; of a whole model's file nothing else is read.
+
+    Args:
+        model: says what the first stage is.
+        path: a model file or a file with a first stage alone.
+        device: auto, cpu, cuda or cuda:N.
+        dtype: of the network that the first stage belongs to; its own is float32 beside float16.
+        attention: auto or the name of a backend of `sdxl_core.ops.attention`.
+        reporter: counts bytes read.
+
+    Raises:
+        CheckpointError: the file is missing, broken, has no first stage, or one of another shape.
+        DeviceError: device, dtype or backend cannot be had here.
+        MemoryExhaustedError: the weights do not fit.
+    """
+    place = device if isinstance(device, torch.device) else resolve_device(device)
+    precision = resolve_dtype(dtype, place)
+    backend = resolve_attention(attention, place, precision, model.network.num_head_channels)
+    header = read_header(path)
+    first_stage, part = _first_stage_part(model, backend, place, precision)
+    part = replace(part, prefix=first_stage_prefix(header))
+    check_keys(header, _shapes([part]), [part.prefix])
+    require_memory(_bytes(part), place, f"the first stage of {model.name}", _LOADING_HINT)
+    with memory_guard(place, f"loading {header.path.name}", _LOADING_HINT):
+        load_parts(header, [part], device=place, reporter=reporter)
+    return first_stage.eval().requires_grad_(False)
+
+
+def _first_stage_part(
+    model: ModelConfig, backend: AttentionBackend, place: torch.device, precision: torch.dtype
+) -> tuple[AutoencoderKL, Part]:
+    """The first stage beside a network of `precision`, without weights yet, and what to load into it."""
+    # It overflows in float16: activations of the published weights pass 65504.
+    own = torch.float32 if precision is torch.float16 else precision
+    with shapes_only():
+        module = AutoencoderKL(model.first_stage, attention=_first_stage_attention(model, backend, place, own).fn)
+    # Measured on a CPU in bfloat16: a decode is 1.1 to 1.8 times as fast with channels last, the network only half.
+    channels_last = place.type == "cpu" and own is torch.bfloat16
+    return module, Part(module, FIRST_STAGE_PREFIX, own, channels_last)
 
 
 def _sources(

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from sdxl_core.canvas import Canvas
-from sdxl_core.devices import memory_guard
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.diffusion.repaint import Kept
 from sdxl_core.engine import Engine
+from sdxl_core.first_stage import encode_images
 from sdxl_core.masks import to_cells
 from sdxl_core.pipeline import begin, picture_noise, walk
 from sdxl_core.plan import Plan
@@ -47,7 +47,7 @@ def sample_from(
         noise = picture_noise(engine, plans)
     sigmas, source = plans[0].sigmas(), sources[0]
     images = torch.cat([_image(canvas.image) for canvas in canvases])
-    latents, eps = encode(engine, images), noise()
+    latents, eps = encode_images(engine.first_stage, images), noise()
     x = begin(plans[0], eps, sigmas[0]) if source.strength == 1 else latents + sigmas[0] * eps
     kept = None
     if source.repaints_a_part and source.condition == "none":
@@ -56,20 +56,6 @@ def sample_from(
         x = kept.start(x, sigmas[0])
     shown = _shown(engine, source, canvases, images, latents)
     return walk(engine, plans, x, sigmas, noise, schedule=plans[0].schedule(), kept=kept, shown=shown)
-
-
-def encode(engine: Engine, images: Tensor) -> Tensor:
-    """The most likely latents of images (b, 3, h, w) in [-1, 1]: (b, 4, h/8, w/8) float32, scaled, on the device.
-
-    Raises:
-        MemoryExhaustedError: a picture does not fit.
-    """
-    latents = []
-    for row in range(len(images)):
-        with torch.inference_mode(), memory_guard(engine.device, "encoding a picture", "take a smaller --size"):
-            image = images[row : row + 1].to(engine.device, engine.first_stage_dtype)
-            latents.append(engine.first_stage.encode(image).float())
-    return torch.cat(latents)
 
 
 def _shown(
@@ -90,7 +76,8 @@ def _shown(
     masks = [np.where(_mask(canvas) >= _HALF, np.uint8(255), np.uint8(0)) for canvas in canvases]
     grey = torch.from_numpy(np.stack(masks))[:, None] > 0
     cells = torch.from_numpy(np.stack([to_cells(mask, config.first_stage.factor) for mask in masks]))[:, None]
-    return torch.cat([cells.to(engine.device), encode(engine, images.masked_fill(grey, 0))], dim=1)
+    latents = encode_images(engine.first_stage, images.masked_fill(grey, 0))
+    return torch.cat([cells.to(engine.device), latents], dim=1)
 
 
 def _mask(canvas: Canvas) -> Pixels:

@@ -1,14 +1,12 @@
-"""Plans to pictures: conditioning, guidance, sampling, decoding. Owns inference mode; holds no formula."""
+"""Plans to latents, and on to pictures: conditioning, guidance, sampling. Owns inference mode; holds no formula."""
 
-import copy
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sdxl_core.conditioning.request import ConditionRequest
+from sdxl_core.config import Decoding
 from sdxl_core.devices import memory_guard, require_memory
 from sdxl_core.diffusion.discretization import trained_range
 from sdxl_core.diffusion.guiders import Prompts, build_guider
@@ -17,16 +15,12 @@ from sdxl_core.diffusion.repaint import Kept, edit_denoise
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.engine import Engine
 from sdxl_core.errors import NumericsError
-from sdxl_core.models.autoencoder import AutoencoderKL
+from sdxl_core.first_stage import Picture, decode_latents, least_memory_bytes
 from sdxl_core.plan import Plan, check_size
 from sdxl_core.progress import SILENT, Reporter
 from sdxl_core.types import Conditioning, Denoise, Step
 
-Picture = NDArray[np.uint8]
-"""(height, width, 3), RGB, 0 to 255."""
-
 _SAMPLING_HINT = "take a smaller --size or a smaller --batch-size"
-_DECODING_HINT = "take a smaller --size"
 
 
 def sample(engine: Engine, plans: Sequence[Plan], noise: PictureNoise | None = None) -> Iterator[Step]:
@@ -144,8 +138,8 @@ def walk(
         raise ValueError(f"x is {tuple(x.shape)} and the plans are for {wanted}")
     height, width = plans[0].size
     if engine.device.type == "cpu":  # CUDA refuses by itself; a CPU process would be killed after hours of sampling
-        needed = decode_memory_bytes(engine, plans[0].size)
-        require_memory(needed, engine.device, f"a picture of {width}x{height}", _DECODING_HINT)
+        needed = least_memory_bytes(engine.first_stage, plans[0].size, plans[0].decoding)
+        require_memory(needed, engine.device, f"a picture of {width}x{height}", _SAMPLING_HINT)
     steps = _steps(engine, plans, x, sigmas, noise, sigmas if schedule is None else schedule, kept, shown)
     return _guarded(engine, plans, steps, len(sigmas) - 1)
 
@@ -165,43 +159,11 @@ def condition(engine: Engine, plans: Sequence[Plan], *, uncond: bool) -> Prompts
     return Prompts((prompt,), uncond=empty, negative=negative)
 
 
-def decode(engine: Engine, latents: Tensor, *, reporter: Reporter = SILENT) -> list[Picture]:
-    """Turn latents into pictures, one at a time.
-
-    What comes out of a half-precision first stage with a value that is not finite is done again in float32.
-
-    Args:
-        engine: whose first stage to use.
-        latents: (b, 4, h/8, w/8), scaled, on any device.
-        reporter: counts pictures.
-
-    Returns:
-        b pictures (h, w, 3).
-
-    Raises:
-        NumericsError: a picture is not finite in float32 either.
-        MemoryExhaustedError: a picture does not fit.
-    """
-    pictures = []
-    reporter.start("decoding", len(latents), "pictures")
-    try:
-        for row in range(len(latents)):
-            with torch.inference_mode(), memory_guard(engine.device, "decoding a picture", _DECODING_HINT):
-                pictures.append(_picture(_decode_finite(engine, latents[row : row + 1].to(engine.device))))
-            reporter.advance(1)
-    finally:
-        reporter.finish()
-    return pictures
-
-
-def decode_memory_bytes(engine: Engine, size: tuple[int, int]) -> int:
-    """About what decoding one picture of `size` (height, width) takes beside the weights.
-
-    The peak is the finest level's first block, which holds its input, normalised and activated, and its output.
-    """
-    config = engine.config.first_stage
-    widest = config.ch * config.ch_mult[min(1, len(config.ch_mult) - 1)]
-    return int(size[0] * size[1] * (3 * widest + config.ch) * engine.first_stage_dtype.itemsize)
+def decode(
+    engine: Engine, latents: Tensor, *, decoding: Decoding = "auto", reporter: Reporter = SILENT
+) -> list[Picture]:
+    """Turn latents (b, 4, h/8, w/8) into b pictures (h, w, 3) with the engine's first stage; see `decode_latents`."""
+    return decode_latents(engine.first_stage, latents, decoding=decoding, reporter=reporter)
 
 
 def _guarded(engine: Engine, plans: Sequence[Plan], steps: Iterator[Step], count: int) -> Iterator[Step]:
@@ -278,21 +240,3 @@ def _check_finite(step: Step, plans: Sequence[Plan], engine: Engine, count: int)
         f"the latent of seed {seeds} is not finite after step {step.index + 1} of {count}",
         hint="try --dtype bfloat16 or float32" if half else "the model file may be damaged: see `sdxl inspect`",
     )
-
-
-def _decode_finite(engine: Engine, latent: Tensor) -> Tensor:
-    image = engine.first_stage.decode(latent.to(engine.first_stage_dtype)).float()
-    if not torch.isfinite(image).all() and engine.first_stage_dtype is not torch.float32:
-        exact: AutoencoderKL = copy.deepcopy(engine.first_stage).float()
-        image = exact.decode(latent.float())
-    if not torch.isfinite(image).all():
-        raise NumericsError(
-            "the decoded picture is not finite", hint="the first stage's weights may be damaged: try another --vae"
-        )
-    return image
-
-
-def _picture(image: Tensor) -> Picture:
-    pixels = ((image[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    array: Picture = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
-    return array

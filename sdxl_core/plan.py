@@ -11,6 +11,7 @@ from sdxl_core.compat import Conventions, conventions_of, empty_negative
 from sdxl_core.conditioning.request import ConditionRequest
 from sdxl_core.config import (
     Config,
+    Decoding,
     DenoiserConfig,
     DiscretizationConfig,
     Finite,
@@ -59,6 +60,7 @@ class Plan(Config):
         scale_factor, latent_mean, latent_std: how the model's latents were made of encodings, see `FirstStageConfig`.
         refiner: a second model that finishes the picture, or None.
         source: the picture that this one starts from, or None for noise alone.
+        decoding: how the latent becomes the picture; `auto`, `whole` and `pieces` give the same one, to rounding.
         device, dtype, attention: `auto` until an engine has resolved them; the device by kind, without its number.
     """
 
@@ -93,6 +95,7 @@ class Plan(Config):
     latent_std: tuple[Finite, ...] | None = None
     refiner: RefinerPlan | None = None
     source: Source | None = None
+    decoding: Decoding = "auto"
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
@@ -303,7 +306,6 @@ def build_plan(
         vae_sha256=vae_sha256,
         prompt=prompt,
         prompt_2=prompt_2,
-        negative=recipe.negative,
         negative_2=negative_2,
         empty_negative=empty_negative(recipe.compat, model.kind),
         compat=recipe.compat,
@@ -311,7 +313,7 @@ def build_plan(
         seed=seed,
         size=size,
         original_size=recipe.original_size or size,
-        crop_coords_top_left=recipe.crop_coords_top_left,
+        **recipe.model_dump(include={"negative", "crop_coords_top_left", "decoding"}),
         target_size=recipe.target_size or size,
         aesthetic_score=_score(preset, refiner, "aesthetic_score"),
         negative_aesthetic_score=_score(preset, refiner, "negative_aesthetic_score"),

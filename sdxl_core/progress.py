@@ -15,6 +15,9 @@ class Reporter(Protocol):
     def finish(self) -> None:
         """End the running task."""
 
+    def note(self, text: str) -> None:
+        """Tell that something was done otherwise than the user would expect; with or without a running task."""
+
 
 class _Silent:
     def start(self, task: str, total: float | None, unit: str = "") -> None:
@@ -24,6 +27,9 @@ class _Silent:
         pass
 
     def finish(self) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Recorder:
-    """Keeps every task as [name, total, unit, sum of advances, whether it ended]."""
+    """Keeps every task as [name, total, unit, sum of advances, whether it ended], and every note."""
 
     tasks: list[list[object]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def start(self, task: str, total: float | None, unit: str = "") -> None:
         assert not self.tasks or self.tasks[-1][4], "one task at a time"
@@ -22,3 +23,6 @@ class Recorder:
     def finish(self) -> None:
         assert not self.tasks[-1][4]
         self.tasks[-1][4] = True
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

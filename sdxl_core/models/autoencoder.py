@@ -44,10 +44,11 @@ class AttnBlock(nn.Module):
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, attention: Attention | None = None) -> Tensor:
+        """Attend; another `attention` than the layer's own takes its place for this call."""
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
-        h = self.attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
+        h = (attention or self.attention)(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
         out: Tensor = x + self.proj_out(h)
         return out
 
@@ -86,8 +87,9 @@ class Middle(nn.Module):
         self.attn_1 = AttnBlock(channels, groups, attention)
         self.block_2 = ResnetBlock(channels, channels, groups)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+    def forward(self, x: Tensor, attention: Attention | None = None) -> Tensor:
+        """Walk through; see `AttnBlock` for `attention`."""
+        out: Tensor = self.block_2(self.attn_1(self.block_1(x), attention))
         return out
 
 
@@ -211,7 +213,11 @@ class AutoencoderKL(nn.Module):
         Returns:
             Two of (b, z, h/8, w/8); the log-variance lies within [-30, 20].
         """
-        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        return self.split(self.encoder(image))
+
+    def split(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (b, z, h/8, w/8) of what the encoder gives, (b, 2 z, h/8, w/8)."""
+        mean, logvar = self.quant_conv(encoded).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -221,7 +227,10 @@ class AutoencoderKL(nn.Module):
             image: h and w are multiples of the factor (8 in SDXL).
             noise: a standard normal draw shaped as the latent; None takes the most likely latent.
         """
-        mean, logvar = self.moments(image)
+        return self.latent(*self.moments(image), noise)
+
+    def latent(self, mean: Tensor, logvar: Tensor, noise: Tensor | None) -> Tensor:
+        """The scaled latent of an encoding's moments: the most likely one, or with `noise` a draw."""
         if noise is not None:
             mean = mean + torch.exp(0.5 * logvar) * noise
         return scale_latent(mean, self.config)

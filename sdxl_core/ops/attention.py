@@ -46,6 +46,16 @@ def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
+def in_query_chunks(attention: Attention, block_bytes: int) -> Attention:
+    """The same attention, some queries at a time: what a kernel holds of the weights q k^T is at most `block_bytes`."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = max(1, block_bytes // (q.shape[0] * q.shape[1] * k.shape[2] * q.itemsize))
+        return torch.cat([attention(part, k, v) for part in torch.split(q, rows, dim=2)], dim=2)
+
+    return attend
+
+
 def _only(backend: SDPBackend) -> Attention:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(backend):
