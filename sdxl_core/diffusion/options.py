@@ -94,23 +94,30 @@ def check_row_options(
         if option not in taken:
             takes = f"it takes {', '.join(taken)}" if taken else "it takes no options"
             raise UsageError(f"{row} has no option {option!r}{suggestion(option, taken)}", hint=takes)
-        wanted = _wanted(taken[option], allowed.get(option), value)
-        if wanted is not None:
+        default, limit = taken[option], allowed.get(option)
+        if not _fits(default, limit, value):
+            wanted = range_text(default, limit)
             near = suggestion(value, wanted.split(", ")) if isinstance(value, str) else ""
             raise UsageError(f"{option} of {row} must be {wanted}, not {shown(value)}{near}")
 
 
-def _wanted(default: Option, allowed: Allowed | None, value: object) -> str | None:
-    """What the option should be where it is not, else None."""
+def range_text(default: Option, allowed: Allowed | None) -> str:
+    """What an option may be, in words; `allowed` as in `check_row_options`."""
     if allowed is not None:
-        return None if value in allowed else str(allowed)
+        return str(allowed)
     if isinstance(default, bool):
-        return None if isinstance(value, bool) else "true or false"
-    if isinstance(default, int):
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        return None if whole else "a whole number of at least 0"
-    fits = _is_number(value) and cast(float, value) >= 0 and (value != math.inf or default == math.inf)
-    return None if fits else "a number of at least 0"
+        return "true or false"
+    return f"a {'whole ' if isinstance(default, int) else ''}number of at least 0"
+
+
+def _fits(default: Option, allowed: Allowed | None, value: object) -> bool:
+    if allowed is not None:
+        return value in allowed
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if not _is_number(value) or cast(float, value) < 0:
+        return False
+    return isinstance(value, int) if isinstance(default, int) else value != math.inf or default == math.inf
 
 
 def _is_number(value: object) -> bool:

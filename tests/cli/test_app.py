@@ -89,6 +89,7 @@ def test_what_must_be_instant_starts_without_torch(tmp_path: Path, tiny_folder: 
     lines = [
         ["--help"],
         ["sigmas", "--json"],
+        ["samplers", "list"],
         ["presets", "list"],
         ["presets", "show", "sdxl-base-1.0"],
         ["inspect", str(tiny_folder / "tiny_base.safetensors")],
