@@ -91,7 +91,7 @@ def test_a_cfg_pp_sampler_is_told_the_unconditional_prediction_at_scale_1_too(en
     assert relative(latents(engine, form), latents(engine, plain)) < 1e-6
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"])
 def test_a_picture_is_the_same_alone_and_in_any_batch(engine: Engine, sampler: str) -> None:
     plans = [
         plan_of(sampler=SamplerConfig(name=sampler), **changes)
@@ -113,7 +113,7 @@ def test_the_same_plan_gives_the_same_latent_bit_for_bit(engine: Engine) -> None
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
-@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_ancestral", "dpmpp_2s_ancestral"])
+@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"])
 def test_a_walk_cut_anywhere_and_gone_on_is_the_whole_walk_bit_for_bit(engine: Engine, sampler: str, cut: int) -> None:
     plans = [plan_of(sampler=SamplerConfig(name=sampler), seed=seed) for seed in (1, 2)]
     sigmas, noise = plans[0].sigmas(), picture_noise(engine, plans)

@@ -83,26 +83,7 @@ def sa_solver_pece(
 ) -> Iterator[Step]:
     """SA-Solver that asks again at each corrected x: stochastic on its middle levels, two model calls a step.
 
-    The first step makes one call. Options, order and the rest are those of `sa_solver`.
-
-    Args:
-        denoise: see `Denoise`.
-        x: (b, c, h, w) float32 latent at noise level sigmas[0].
-        sigmas: n + 1 strictly decreasing levels; the last may be 0.
-        noise: as in `sa_solver`.
-        eta: as in `sa_solver`, and so on.
-        s_noise: see there.
-        s_tmin: see there.
-        s_tmax: see there.
-        predictor_order: see there.
-        corrector_order: see there.
-        simple_order_2: see there.
-
-    Yields:
-        n steps; the last one's x is the sample.
-
-    Raises:
-        ScheduleError: sigmas has fewer than two levels or does not decrease.
+    The first step makes one call. Arguments, yields, errors and order are those of `sa_solver`.
 
     Source: Xue et al. 2023, arXiv:2309.05019, in PECE mode.
     """
@@ -148,6 +129,7 @@ class _Rule:
 def _walk(
     denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise, rule: _Rule, again: bool
 ) -> Iterator[Step]:
+    """Both samplers; `again` asks for a prediction at the corrected x, too."""
     check_sigmas(sigmas)
     n, to_zero = len(sigmas) - 1, sigmas[-1] == 0
     predictions: deque[Tensor] = deque(maxlen=4)  # newest first
