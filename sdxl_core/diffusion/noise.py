@@ -16,11 +16,12 @@ BITS = 16  # of the grid of levels on which a path is known: 2^16 to an octave, 
 
 
 class BrownianPath:
-    """One picture's Brownian motion B over tau = 1 / sigma^2, the same whichever levels it is asked for.
+    """One picture's Brownian motion B over tau = 1 / (1 + sigma^2), the same whichever levels it is asked for.
 
-    Why this axis: with y = x / sigma^2 the reverse diffusion is dy = denoised dtau + dB, so that every list of levels,
-    however coarse, is driven by one and the same noise; on an axis of sigma that would hold in the limit of small steps
-    only.
+    Why this axis: for data of unit variance, which latents are scaled to, y = tau x has the reverse diffusion dy = dB.
+    The exact step between any two levels then adds the increment of one and the same motion, and methods that come near
+    the exact step come near one picture whatever the steps. On the axis of sigma, which k-diffusion has, even exact
+    steps would not. tau is alpha_bar, the share of signal in the variance.
 
     An octave of levels, from 2 sigma down to sigma, has an increment of its own; within it a binary tree halves
     ln(sigma), each midpoint drawn given the two ends (a Brownian bridge). Every draw has a generator of its own, seeded
@@ -103,7 +104,9 @@ class BrownianPath:
 
 def _elapsed(start: int, end: int) -> float:
     """The tau from one place to a later one."""
-    return math.pow(4.0, start / 2**BITS) * math.expm1(math.log(4) * (end - start) / 2**BITS)
+    variance, variance_next = (math.pow(4.0, -place / 2**BITS) for place in (start, end))
+    fall = -variance * math.expm1(-math.log(4) * (end - start) / 2**BITS)
+    return fall / ((1 + variance) * (1 + variance_next))
 
 
 def _deviation(start: int, end: int) -> float:

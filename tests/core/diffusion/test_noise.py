@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -113,10 +114,30 @@ def test_neighbouring_increments_of_a_path_add_up(levels: list[float]) -> None:
         torch.testing.assert_close(sum_of_both, path.between(high, low), rtol=1e-5, atol=1e-5)
 
 
-def test_the_axis_of_a_path_is_the_inverse_square_of_the_level() -> None:
+def alpha_bar(sigma: float) -> float:
+    return 1 / (1 + sigma**2)
+
+
+def test_the_axis_of_a_path_is_alpha_bar() -> None:
     path = BrownianPath(0, SHAPE)
-    assert path.deviation(16.0, 0.25) == pytest.approx(math.sqrt(0.25**-2 - 16.0**-2))
-    assert path.deviation(1.0, 0.9) == pytest.approx(math.sqrt(0.9**-2 - 1), rel=1e-4)  # the grid is 1e-5
+    assert path.deviation(16.0, 0.25) == pytest.approx(math.sqrt(alpha_bar(0.25) - alpha_bar(16.0)))
+    elapsed = alpha_bar(0.9) - alpha_bar(1.0)
+    assert path.deviation(1.0, 0.9) == pytest.approx(math.sqrt(elapsed), rel=1e-4)  # the grid is 1e-5
+
+
+def test_exact_steps_for_data_of_unit_variance_come_to_one_picture_whatever_the_steps() -> None:
+    start = PictureNoise([1], SHAPE).start(16.0)[0]
+    ends = []
+    for n in (1, 4, 64):  # levels are on the path's grid
+        path, x = BrownianPath(1, SHAPE), start
+        levels = [16.0 * 2 ** (-8 * i / n) for i in range(n + 1)]
+        for sigma, sigma_next in pairwise(levels):
+            kept = alpha_bar(sigma) / alpha_bar(sigma_next)  # mean and variance of x_next given x, by Bayes' rule
+            spread = math.sqrt((1 - kept) / alpha_bar(sigma_next))
+            x = kept * x + spread * path.between(sigma, sigma_next)
+        ends.append(x)
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ends[2], ends[0], rtol=1e-5, atol=1e-5)
 
 
 # Each estimate below is from 65536 values and may be 4.5 standard errors off: of the comparisons together a right path
@@ -140,7 +161,7 @@ def test_increments_correlate_by_the_share_of_the_axis_that_they_have_in_common(
     error = 4.5 / math.sqrt(MANY)
     for i in range(3):
         assert abs(float(apart[i] @ apart[i - 1]) / MANY) < error
-    shared = math.sqrt((8.0**-2 - 9.0**-2) / (3.1**-2 - 9.0**-2))
+    shared = path.deviation(9.0, 8.0) / path.deviation(9.0, 3.1)
     assert float(apart[0] @ path.between(9.0, 3.1).double().flatten()) / MANY == pytest.approx(shared, abs=error)
 
 
