@@ -9,6 +9,7 @@ from sdxl_cli.pictures import describe_start
 from sdxl_cli.tables import print_pairs, print_table
 from sdxl_core.batching import batches, total_calls
 from sdxl_core.compat import WORDS, Conventions, empty_negative
+from sdxl_core.config import DiscretizationConfig
 from sdxl_core.plan import Plan
 
 
@@ -23,7 +24,7 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
     print_pairs(console, _facts(run, flags))
     console.data("")
     if run.jobs[0].plan.compat is not None:
-        _show_conventions(run.jobs[0].plan, console)
+        _show_conventions(run.jobs[0].plan, run.preset.recipe.discretization, console)
     print_table(
         console,
         [("picture", "right"), ("seed", "right"), ("size", "left"), ("prompt", "left"), ("file", "left")],
@@ -40,7 +41,7 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
     )
 
 
-def _show_conventions(plan: Plan, console: Console) -> None:
+def _show_conventions(plan: Plan, asked: DiscretizationConfig, console: Console) -> None:
     """Every convention with its value, and what it would be without --compat."""
     ours = Conventions()
     rows = [
@@ -49,8 +50,17 @@ def _show_conventions(plan: Plan, console: Console) -> None:
     ]
     without = empty_negative(None, "base")
     rows.append(("empty_negative", plan.empty_negative, "the same" if plan.empty_negative == without else without))
+    meant = _schedule_text(plan.discretization)
+    rows.append(("schedule", meant, "the same" if meant == _schedule_text(asked) else _schedule_text(asked)))
     print_table(console, [(f"as {plan.compat}", "left"), ("value", "left"), ("default", "left")], rows)
     console.data("")
+
+
+def _schedule_text(discretization: DiscretizationConfig) -> str:
+    """NAME or NAME:key=value,... as --schedule takes it; a list of levels is named alone."""
+    options = {} if discretization.name == "explicit" else discretization.options()
+    listed = ",".join(f"{key}={value}" for key, value in options.items())
+    return f"{discretization.name}:{listed}" if listed else discretization.name
 
 
 def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
@@ -70,7 +80,7 @@ def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
         *describe_start(plan),
         ("negative", plan.negative),
         ("sampler", f"{plan.sampler.name}{options}, {plan.steps} steps"),
-        ("schedule", plan.discretization.name),
+        ("schedule", _schedule_text(plan.discretization)),
         ("sigmas", levels),
         ("guidance", "none" if plan.guider.name == "identity" else f"{plan.guider.scale:g}"),
         ("runs on", f"{plan.device}, dtype {plan.dtype}, attention {plan.attention}"),

@@ -4,7 +4,7 @@ Every difference is a field of `Conventions`, so a plan says each by name; a pro
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -14,6 +14,7 @@ from sdxl_core.typed_toml import suggestion
 
 Start = Literal["root", "sigma", "root_at_top"]
 Snap = Literal["level", "index", "none"]
+StrengthRule = Literal["share", "truncated", "below_one", "levels", "exact"]
 
 
 class Conventions(Config):
@@ -29,6 +30,9 @@ class Conventions(Config):
         batch_noise: picture i of a prompt draws from a generator of its own, seeded seed + i (per_picture), or all
             of them are rows of the draws of one generator (one_stream).
         noise: of torch on the CPU (cpu), or as torch on CUDA draws it, computed on the CPU (cuda).
+        strength: of n steps a picture that starts from another walks n x strength, rounded down (share; truncated
+            keeps the error of the product), never all of them (below_one), those of the last (n + 1) x strength
+            levels (levels), or n of a schedule that is longer by as much (exact). Never fewer than one.
     """
 
     start: Start = "root"
@@ -36,6 +40,29 @@ class Conventions(Config):
     drop_penultimate: bool = False
     batch_noise: Literal["per_picture", "one_stream"] = "per_picture"
     noise: Literal["cpu", "cuda"] = "cpu"
+    strength: StrengthRule = "share"
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What a program does with some of the samplers.
+
+    Args:
+        conventions: for every schedule that is not in `sigma_start`.
+        schedules: what a name of ours means there, where that is another list.
+        ends_of: the schedule whose first and last level above 0 bound karras, exponential and beta there, where that is
+            not the model's range.
+        sigma_start: schedules that begin with noise times sigma.
+    """
+
+    conventions: Conventions
+    schedules: Mapping[str, str] = field(default_factory=dict)
+    ends_of: str | None = None
+    sigma_start: frozenset[str] = frozenset()
+
+    def but(self, **conventions: object) -> "Habits":
+        """The same with other conventions."""
+        return replace(self, conventions=self.conventions.model_copy(update=conventions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,82 +71,81 @@ class Program:
 
     Args:
         title: what people call it.
-        conventions: for every sampler and schedule that is not named below.
+        source: where its habits were read.
         empty_negative: whether the base's empty negative prompt becomes zeros or is encoded.
-        schedules: what a name of ours means there, where that is another list.
-        ends_of: a schedule whose first and last level bound those that have no ends of their own there.
-        sigma_start: schedules that begin with noise times sigma there, but for samplers of `root_samplers`.
-        root_samplers: samplers that keep latents of unit variance there, which makes their start a root.
-        penultimate: samplers that leave out the last level above 0 there.
-        source: where that was read.
+        habits: with most samplers.
+        others: samplers -> habits with those.
     """
 
     title: str
-    conventions: Conventions
-    empty_negative: Literal["zeros", "encode"]
     source: str
-    schedules: Mapping[str, str] = field(default_factory=dict)
-    ends_of: str | None = None
-    sigma_start: frozenset[str] = frozenset()
-    root_samplers: frozenset[str] = frozenset()
-    penultimate: frozenset[str] = frozenset()
+    empty_negative: Literal["zeros", "encode"]
+    habits: Habits
+    others: Mapping[frozenset[str], Habits] = field(default_factory=dict)
 
+    def with_sampler(self, sampler: str) -> Habits:
+        """The habits with a sampler."""
+        return next((habits for samplers, habits in self.others.items() if sampler in samplers), self.habits)
+
+
+_A1111 = Habits(
+    Conventions(start="sigma", snap="none", noise="cuda", strength="below_one"),
+    {
+        "beta": "beta_a1111",
+        "kl_optimal": "kl_optimal_a1111",
+        "align_your_steps": "align_your_steps_a1111",
+        "turbo": "turbo_forge",
+        "gits": "gits_forge",
+    },
+)
+_COMFY = Habits(Conventions(start="root_at_top", snap="index", batch_noise="one_stream", strength="exact"))
+_DIFFUSERS = Habits(
+    Conventions(snap="none", batch_noise="one_stream", strength="truncated"),
+    {"beta": "beta_a1111"},
+    ends_of="leading",
+    sigma_start=frozenset({"trailing", "linspace"}),
+)
+_DIFFUSERS_MULTISTEP = Habits(
+    _DIFFUSERS.conventions.model_copy(update={"snap": "index"}),
+    {"beta": "beta_a1111", "leading": "leading_multistep", "linspace": "linspace_multistep"},
+)
 
 PROGRAMS: Mapping[ProgramName, Program] = MappingProxyType(
     {
         "a1111": Program(
             "AUTOMATIC1111's web UI",
-            Conventions(start="sigma", snap="none", noise="cuda"),
+            "modules/sd_samplers_kdiffusion.py, sd_schedulers.py, processing.py and rng_philox.py",
             "encode",
-            "modules/sd_samplers_kdiffusion.py, sd_schedulers.py, rng.py and rng_philox.py",
-            schedules={
-                "beta": "beta_a1111",
-                "kl_optimal": "kl_optimal_a1111",
-                "align_your_steps": "align_your_steps_a1111",
-                "turbo": "turbo_forge",
-                "gits": "gits_forge",
-            },
-            penultimate=frozenset({"dpm_2", "dpm_2_ancestral", "dpmpp_3m_sde"}),
+            _A1111,
+            {frozenset({"dpm_2", "dpm_2_ancestral", "dpmpp_3m_sde"}): _A1111.but(drop_penultimate=True)},
         ),
         "comfy": Program(
             "ComfyUI",
-            Conventions(start="root_at_top", snap="index", batch_noise="one_stream"),
-            "encode",
             "comfy/sample.py, samplers.py and model_sampling.py",
-            penultimate=frozenset({"dpm_2", "dpm_2_ancestral", "uni_pc"}),
+            "encode",
+            _COMFY,
+            {frozenset({"dpm_2", "dpm_2_ancestral", "uni_pc"}): _COMFY.but(drop_penultimate=True)},
         ),
         "diffusers": Program(
             "diffusers",
-            Conventions(snap="none", batch_noise="one_stream"),
+            "pipelines/stable_diffusion_xl and schedulers, with the scheduler config of the published SDXL",
             "zeros",
-            "pipelines/stable_diffusion_xl and schedulers/scheduling_euler_discrete.py",
-            schedules={"beta": "beta_a1111"},
-            ends_of="leading",
-            sigma_start=frozenset({"trailing", "linspace"}),
-            root_samplers=frozenset(
-                {
-                    "ddim",
-                    "ddpm",
-                    "deis",
-                    "dpmpp_2m",
-                    "dpmpp_2m_sde",
-                    "dpmpp_3m_sde",
-                    "lcm",
-                    "sa_solver",
-                    "tcd",
-                    "uni_pc",
-                }
-            ),
+            _DIFFUSERS,
+            {
+                frozenset({"deis", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "sa_solver", "uni_pc"}): (
+                    _DIFFUSERS_MULTISTEP
+                ),
+                frozenset({"ddim", "ddpm"}): Habits(_DIFFUSERS_MULTISTEP.conventions),
+            },
         ),
         "sgm": Program(
             "Stability AI's generative-models",
-            Conventions(batch_noise="one_stream", noise="cuda"),
+            "sgm/modules/diffusionmodules/sampling.py and denoiser.py, scripts/demo/discretization.py",
             "zeros",
-            "sgm/modules/diffusionmodules/sampling.py and denoiser.py",
+            Habits(Conventions(batch_noise="one_stream", noise="cuda", strength="levels")),
         ),
     }
 )
-
 
 WORDS: Mapping[str, Mapping[object, str]] = MappingProxyType(
     {
@@ -139,6 +165,13 @@ WORDS: Mapping[str, Mapping[object, str]] = MappingProxyType(
             "one_stream": "one generator draws for all pictures of a prompt",
         },
         "noise": {"cpu": "torch's on the CPU", "cuda": "that of torch on CUDA"},
+        "strength": {
+            "share": "steps x strength, rounded down",
+            "truncated": "steps x strength, rounded down with the error of the product",
+            "below_one": "steps x strength, rounded down, never all of them",
+            "levels": "those of the last (steps + 1) x strength levels",
+            "exact": "all steps, of a schedule that is longer by as much",
+        },
     }
 )
 """Convention -> value -> what it means."""
@@ -161,13 +194,8 @@ def conventions_of(program: ProgramName | None, sampler: str, schedule: str) -> 
     """What a program does with a sampler and a schedule of ours; None for this program."""
     if program is None:
         return Conventions()
-    row = PROGRAMS[program]
-    changes: dict[str, object] = {}
-    if schedule in row.sigma_start and sampler not in row.root_samplers:
-        changes["start"] = "sigma"
-    if sampler in row.penultimate:
-        changes["drop_penultimate"] = True
-    return row.conventions.model_copy(update=changes)
+    habits = PROGRAMS[program].with_sampler(sampler)
+    return habits.but(start="sigma").conventions if schedule in habits.sigma_start else habits.conventions
 
 
 def empty_negative(program: ProgramName | None, kind: str) -> Literal["zeros", "encode"]:

@@ -24,6 +24,7 @@ from sdxl_core.diffusion.discretization import last_levels
 from sdxl_core.diffusion.handover import Switch, find_switch, parse_handover
 from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls
 from sdxl_core.diffusion.schedules import resolve_sigmas
+from sdxl_core.diffusion.schedules.variants import as_program
 from sdxl_core.errors import UsageError
 from sdxl_core.guider_config import GuiderConfig
 from sdxl_core.presets import DEFAULT, FLAGS, Preset
@@ -114,12 +115,13 @@ class Plan(Config):
 
         The last is 0 unless the schedule keeps some noise.
         """
-        steps = self.steps if self.source is None else self.source.schedule_steps(self.steps)
+        source, rule = self.source, self.conventions.strength
+        steps = self.steps if source is None else source.schedule_steps(self.steps, exact=rule == "exact")
         levels = resolve_sigmas(self.discretization, steps, self.denoiser, self.conventions.drop_penultimate)
-        if self.source is None:
+        if source is None:
             return levels
-        exact = self.source.how.steps_exact
-        return levels[-self.steps - 1 :] if exact else last_levels(levels, self.source.strength)
+        exact = rule == "exact" or source.how.steps_exact
+        return levels[-self.steps - 1 :] if exact else last_levels(levels, source.strength, rule)
 
     def sigmas(self) -> tuple[float, ...]:
         """The levels that the model walks: the whole schedule, or down to where a refiner goes on with it."""
@@ -202,11 +204,7 @@ class Plan(Config):
         return self.model_copy(update={"seed": seed})
 
     def pictures(self, count: int) -> list[Self]:
-        """This picture and the next count - 1, each with noise of its own: seed + i, or row i of the same seed.
-
-        Raises:
-            UsageError: seeds beyond 2^64 - 1.
-        """
+        """This picture and the next count - 1, each with noise of its own: seed + i, or row i of the same seed."""
         if self.conventions.batch_noise == "per_picture":
             return [self.with_seed(self.seed + i) for i in range(count)]
         return [self.model_copy(update={"batch_row": i, "batch_rows": count}) for i in range(count)]
@@ -319,7 +317,7 @@ def build_plan(
         negative_aesthetic_score=_score(preset, refiner, "negative_aesthetic_score"),
         steps=_steps(preset, second),
         sampler=recipe.sampler,
-        discretization=recipe.discretization,
+        discretization=as_program(recipe, model.denoiser),
         guider=_guider(preset),
         denoiser=model.denoiser,
         **model.first_stage.model_dump(include={"scale_factor", "latent_mean", "latent_std"}),

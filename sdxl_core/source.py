@@ -70,13 +70,17 @@ class Source(Config):
         """All that must be equal for two pictures to be drawn in one batch."""
         return self.how, self.condition, self.repaints_a_part
 
-    def schedule_steps(self, steps: int) -> int:
+    def schedule_steps(self, steps: int, *, exact: bool = False) -> int:
         """Steps of the whole schedule, of whose end `steps` are walked exactly, or the share `strength` of them.
+
+        Args:
+            steps: of the plan.
+            exact: whether they are walked exactly though `how` does not say so.
 
         Raises:
             ScheduleError: no schedule is that long.
         """
-        if not self.how.steps_exact:
+        if not (exact or self.how.steps_exact):
             return steps
         total = max(steps, math.floor(min(steps / self.strength, 1e9) + 1e-9))
         if total > LONGEST_SCHEDULE:

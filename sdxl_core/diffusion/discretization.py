@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sdxl_core.compat import StrengthRule
 from sdxl_core.config import DenoiserConfig
 from sdxl_core.diffusion.levels import check_sigmas
 from sdxl_core.errors import ScheduleError
@@ -230,20 +231,27 @@ def sigma_to_fractional_timestep(sigma: float, table: Sequence[float] | Float32)
     return above - 1 + (math.log(sigma) - low) / (high - low)
 
 
-def last_levels(sigmas: Sequence[float], strength: float) -> tuple[float, ...]:
+def last_levels(sigmas: Sequence[float], strength: float, rule: StrengthRule = "share") -> tuple[float, ...]:
     """The levels of the last `strength` of the steps: what a run walks that starts from a picture.
 
     Args:
         sigmas: n + 1 decreasing levels.
         strength: above 0, at most 1; the steps are n x strength, rounded down, and at least one.
+        rule: how programs round, see `Conventions`; of an exact schedule see `Source.schedule_steps`.
 
     Raises:
         ScheduleError: strength is not in (0, 1].
     """
     if not 0 < strength <= 1:
         raise ScheduleError(f"a strength must be above 0 and at most 1, not {strength}")
-    steps = max(1, math.floor((len(sigmas) - 1) * strength + 1e-9))  # 0.29 x 100 is 28.999999999999996
-    return tuple(sigmas[-steps - 1 :])
+    n = len(sigmas) - 1
+    steps = {
+        "share": math.floor(n * strength + 1e-9),  # 0.29 x 100 is 28.999999999999996
+        "truncated": int(n * strength),
+        "below_one": int(n * min(strength, 0.999)),
+        "levels": int((n + 1) * strength) - 1,
+    }[rule]
+    return tuple(sigmas[-max(steps, 1) - 1 :])
 
 
 def _check_steps(n: int, most: int) -> None:

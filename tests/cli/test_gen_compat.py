@@ -31,7 +31,13 @@ def test_dry_run_lists_every_difference_with_what_it_would_be(gen: Sdxl) -> None
     assert "one generator draws for all pictures of a prompt" in rows["batch_noise"]
     assert rows["noise"].endswith("the same")
     assert rows["empty_negative"] == "empty_negative encode zeros"
+    assert rows["schedule"].endswith("the same")
     assert "as comfy" not in gen("a cat", "--dry-run").out
+
+
+def test_dry_run_says_what_a_schedule_is_called_here(gen: Sdxl) -> None:
+    out = gen("a cat", "--compat", "a1111", "--schedule", "beta", "--dry-run").out
+    assert "schedule beta_a1111 beta" in " ".join(out.split())
 
 
 def test_a_picture_remembers_whose_conventions_it_has(gen: Sdxl) -> None:

@@ -4,10 +4,12 @@ import pytest
 from support_tiny import tiny_config
 
 from sdxl_core.compat import PROGRAMS, WORDS, Conventions, conventions_of, empty_negative, resolve_program
-from sdxl_core.config import ProgramName, RecipeConfig
+from sdxl_core.config import DiscretizationConfig, ProgramName, RecipeConfig, SourceConfig
+from sdxl_core.diffusion.schedules import SCHEDULES
 from sdxl_core.errors import UsageError
 from sdxl_core.plan import Plan, build_plan
 from sdxl_core.presets import Preset
+from sdxl_core.source import SourceFile, build_source
 
 
 def plan_of(**recipe: object) -> Plan:
@@ -49,6 +51,7 @@ def test_a_program_sets_what_is_known_of_it(
         "drop_penultimate": False,
         "batch_noise": batch_noise,
         "noise": noise,
+        "strength": {"a1111": "below_one", "comfy": "exact", "diffusers": "truncated", "sgm": "levels"}[program],
     }
     assert plan.empty_negative == negative
     assert Plan.from_json(plan.to_json()) == plan
@@ -83,6 +86,54 @@ def test_diffusers_starts_by_the_spacing_and_the_scheduler() -> None:
     starts = {s: conventions_of("diffusers", "euler", s).start for s in ("leading", "trailing", "linspace", "karras")}
     assert starts == {"leading": "root", "trailing": "sigma", "linspace": "sigma", "karras": "root"}
     assert conventions_of("diffusers", "dpmpp_2m", "trailing").start == "root"
+
+
+def test_every_name_in_the_table_is_one_of_ours() -> None:
+    for program in PROGRAMS.values():
+        for habits in (program.habits, *program.others.values()):
+            names = {*habits.schedules, *habits.schedules.values(), *habits.sigma_start}
+            assert names <= set(SCHEDULES)
+            assert habits.ends_of is None or habits.ends_of in SCHEDULES
+        samplers = [name for group in program.others for name in group]
+        assert len(samplers) == len(set(samplers))
+
+
+def test_the_name_of_a_schedule_means_what_it_does_there() -> None:
+    def meant(program: str | None, name: str, sampler: str = "euler", **options: float) -> DiscretizationConfig:
+        schedule = {"name": name, **options}
+        return plan_of(compat=program, steps=10, sampler={"name": sampler}, discretization=schedule).discretization
+
+    assert meant(None, "beta") == meant("comfy", "beta") == DiscretizationConfig(name="beta")
+    assert meant("a1111", "beta").name == "beta_a1111"
+    assert meant("a1111", "turbo").name == "turbo_forge"
+    assert meant("a1111", "karras") == DiscretizationConfig(name="karras")
+    ends = {"sigma_max": pytest.approx(8.3907, abs=5e-5), "sigma_min": pytest.approx(0.0413, abs=5e-5)}
+    assert meant("diffusers", "karras").options() == ends  # of timesteps 901 and 1
+    assert meant("diffusers", "beta").options() == ends
+    assert meant("diffusers", "karras", sigma_max=20.0).options() == {**ends, "sigma_max": 20.0}
+    assert meant("diffusers", "karras", "dpmpp_2m").options() == {}
+    assert meant("diffusers", "leading", "dpmpp_2m").name == "leading_multistep"
+
+
+@pytest.mark.parametrize(
+    ("program", "strength", "steps"),
+    [
+        (None, 0.29, 29), (None, 1.0, 100), (None, 0.001, 1),
+        ("diffusers", 0.29, 28), ("diffusers", 0.3, 30), ("diffusers", 1.0, 100),
+        ("a1111", 0.3, 30), ("a1111", 1.0, 99),
+        ("comfy", 0.3, 100), ("comfy", 1.0, 100),
+        ("sgm", 0.15, 14), ("sgm", 0.5, 49), ("sgm", 0.001, 1),
+    ],
+)  # fmt: skip
+def test_a_strength_is_as_many_steps_as_there(program: str | None, strength: float, steps: int) -> None:
+    plan, source = plan_of(compat=program, steps=100), SourceConfig(strength=strength)
+    file = SourceFile(name="a.png", sha256="0", size=(64, 64))
+    plan = plan.model_copy(update={"source": build_source(tiny_config(), source, file)})
+    sigmas = plan.sigmas()
+    assert len(sigmas) == steps + 1
+    total = int(100 / strength) if program == "comfy" else 100
+    whole = plan_of(steps=total).sigmas()
+    assert sigmas == whole[-steps - 1 :]
 
 
 def test_pictures_are_seeds_or_rows() -> None:

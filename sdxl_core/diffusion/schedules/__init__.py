@@ -110,6 +110,8 @@ _ROWS = (
     Schedule("ddim_uniform", by_timestep.ddim_uniform, "arXiv:2010.02502"),
     Schedule("trailing", by_timestep.trailing, "arXiv:2305.08891, table 2"),
     Schedule("leading", by_timestep.leading, "arXiv:2305.08891, table 2"),
+    Schedule("leading_multistep", by_timestep.leading_multistep, "diffusers"),
+    Schedule("linspace_multistep", by_timestep.linspace_multistep, "diffusers"),
     Schedule("linspace", by_timestep.linspace, "arXiv:2305.08891, table 2"),
     Schedule("edm", by_formula.edm, "arXiv:2206.00364, equation 5", _ENDS | _RHO),
     Schedule("karras", by_formula.karras, "arXiv:2206.00364, equation 5", _ENDS | _RHO),

@@ -53,6 +53,11 @@ def leading(table: Table, n: int, *, steps_offset: int = 1) -> Levels:
     return _at(table, timesteps)
 
 
+def leading_multistep(table: Table, n: int) -> Levels:
+    """As leading for n + 1 steps without the lowest: what diffusers' multistep schedulers call leading."""
+    return (*leading(table, n + 1)[:-2], 0.0)
+
+
 def trailing(table: Table, n: int) -> Levels:
     """Timesteps round(1000 - k 1000 / n) - 1, from the highest level; what few-step models were distilled on."""
     # The stride as numpy.arange takes it, one rounding off: where a half is rounded, that decides.
@@ -63,6 +68,11 @@ def trailing(table: Table, n: int) -> Levels:
 def linspace(table: Table, n: int) -> Levels:
     """As normal, but interpolated in sigma itself."""
     return (*(between(table, share * (len(table) - 1)) for share in ramp(n)), 0.0)
+
+
+def linspace_multistep(table: Table, n: int) -> Levels:
+    """As linspace for n + 1 steps, rounded, without the lowest: what diffusers' multistep schedulers call linspace."""
+    return _at(table, (round(share * (len(table) - 1)) for share in ramp(n + 1)[:-1]))
 
 
 def turbo(table: Table, n: int) -> Levels:

@@ -19,7 +19,14 @@ LOW, HIGH = TABLE[0], TABLE[-1]
 NAMED = sorted(set(SCHEDULES) - {"explicit"})
 
 # Where a list does not start at the model's highest level, and where it does not end at 0.
-STARTS = {"ddim_uniform": None, "leading": None, "vp": 152.17, "edm": 14.6146, "align_your_steps_a1111": 14.615}
+STARTS = {
+    "ddim_uniform": None,
+    "leading": None,
+    "leading_multistep": None,
+    "vp": 152.17,
+    "edm": 14.6146,
+    "align_your_steps_a1111": 14.615,
+}
 STARTS |= {"align_your_steps_32": 14.615, "gits_forge": 14.615}
 ENDS = {"kl_optimal_a1111": LOW}
 MOST = {"turbo": 10, "lcm": 50}
@@ -38,7 +45,8 @@ def test_a_list_falls_from_where_it_starts_to_where_it_ends(name: str, n: int) -
     assert all(sigma == float(np.float32(sigma)) for sigma in sigmas)
     start = STARTS.get(name, HIGH)
     if start is None:
-        assert sigmas[0] == TABLE[(n - 1) * (1000 // n) + 1] < HIGH
+        top = n * (1000 // (n + 1)) if name == "leading_multistep" else (n - 1) * (1000 // n)
+        assert sigmas[0] == TABLE[top + 1] < HIGH
     else:
         assert sigmas[0] == pytest.approx(start, rel=1e-4 if name == "vp" else 1e-6)
     assert sigmas[-1] == pytest.approx(ENDS.get(name, 0), rel=1e-6)
