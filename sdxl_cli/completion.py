@@ -19,6 +19,13 @@ def complete_sampler(_: typer.Context, __: list[str], incomplete: str) -> Candid
     return [name for name in SAMPLERS if name.startswith(incomplete)]
 
 
+def complete_guider(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
+    """Names of the ways of guidance."""
+    from sdxl_core.guider_config import GUIDANCE_METHODS
+
+    return [name for name in GUIDANCE_METHODS if name.startswith(incomplete)]
+
+
 def complete_schedule(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
     """Names of noise schedules, with what they are."""
     from sdxl_core.diffusion.schedules import SCHEDULES

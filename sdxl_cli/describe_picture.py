@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdxl_cli.console import Console, shorten
-from sdxl_cli.tables import print_pairs
+from sdxl_cli.tables import print_pairs, with_options
 from sdxl_core.errors import UsageError
 from sdxl_core.picture_files import PictureFile, read_record
 from sdxl_core.records import PARAMETERS_KEY, parse_parameters
@@ -77,9 +77,9 @@ def record_pairs(record: Mapping[str, Any]) -> Pairs:
         ("size", _pair(plan.get("size"))),
         *_believed_sizes(plan),
         ("steps", plan.get("steps")),
-        ("sampler", _with_options(sampler)),
-        ("schedule", _with_options(levels)),
-        ("guidance", _with_options(guider)),
+        ("sampler", with_options(sampler)),
+        ("schedule", with_options(levels)),
+        ("guidance", with_options(guider)),
         ("model calls", record.get("model_calls")),
         ("model", plan.get("model")),
         *(
@@ -117,11 +117,6 @@ def _table(value: object) -> Mapping[str, Any]:
 
 def _tables(value: object) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
-
-
-def _with_options(table: Mapping[str, Any]) -> str:
-    options = [f"{key} {value}" for key, value in table.items() if key != "name" and value is not None]
-    return ", ".join([str(table["name"]), *options]) if "name" in table else ""
 
 
 def _listed(*values: object) -> str:

@@ -6,8 +6,8 @@ from sdxl_cli.console import Console, counted, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import Run
 from sdxl_cli.pictures import describe_start
-from sdxl_cli.tables import print_pairs, print_table
-from sdxl_core.batching import batches, total_calls
+from sdxl_cli.tables import print_pairs, print_table, with_options
+from sdxl_core.batching import batches, network_rows, total_calls
 from sdxl_core.compat import WORDS, Conventions, empty_negative
 from sdxl_core.config import DiscretizationConfig
 from sdxl_core.plan import Plan
@@ -19,7 +19,16 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
         for job in run.jobs:
             plan = json.loads(job.plan.to_json())
             calls = job.plan.model_calls()
-            console.json({"path": str(job.path), "plan": plan, "sigmas": job.plan.sigmas(), "model_calls": calls})
+            rows = network_rows(job.plan)
+            console.json(
+                {
+                    "path": str(job.path),
+                    "plan": plan,
+                    "sigmas": job.plan.sigmas(),
+                    "model_calls": calls,
+                    "network_rows": rows,
+                }
+            )
         return
     print_pairs(console, _facts(run, flags))
     console.data("")
@@ -82,8 +91,25 @@ def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
         ("sampler", f"{plan.sampler.name}{options}, {plan.steps} steps"),
         ("schedule", _schedule_text(plan.discretization)),
         ("sigmas", levels),
-        ("guidance", "none" if plan.guider.name == "identity" else f"{plan.guider.scale:g}"),
+        ("guidance", _guidance(plan)),
         ("runs on", f"{plan.device}, dtype {plan.dtype}, attention {plan.attention}"),
-        ("model calls", f"{made} in {counted(len(groups), 'batch', 'batches')}"),
+        ("model calls", f"{made} in {counted(len(groups), 'batch', 'batches')}{_rows(plan)}"),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _guidance(plan: Plan) -> str:
+    guider = plan.guider.model_dump()
+    if guider["name"] == "identity":
+        guider.pop("scale")
+    elif guider["name"] == "vanilla_cfg":
+        guider["name"] = f"{guider.pop('scale'):g}"
+    if plan.guider.interval is not None:
+        guided = plan.guidance_cost(plan.schedule()).window.steps(plan.schedule())
+        guider["interval"] |= {"steps": f"{guided} of {plan.steps}"}
+    return with_options(guider).replace("identity", "none")
+
+
+def _rows(plan: Plan) -> str:
+    rows = network_rows(plan)
+    return "" if rows is None else f", {counted(rows, 'network row', 'network rows')} a picture"

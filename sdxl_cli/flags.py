@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from sdxl_cli.completion import (
+    complete_guider,
     complete_model,
     complete_prediction,
     complete_preset,
@@ -124,6 +125,25 @@ class DrawFlags:
     guidance: Annotated[
         float | None,
         value("--guidance", "-g", metavar="SCALE", help="Classifier-free guidance; 1 turns it off.", panel=HOW),
+    ] = None
+    guidance_interval: Annotated[
+        str | None,
+        value(
+            "--guidance-interval",
+            metavar="LOW..HIGH",
+            help="Guide at these noise levels alone; or step:3..20, or percent:10..80.",
+            panel=HOW,
+        ),
+    ] = None
+    guider: Annotated[
+        list[str] | None,
+        value(
+            "--guider",
+            metavar="NAME",
+            help="Add a way of guidance, such as apg, pag:scale=3 or rescale:phi=0.7; may be repeated.",
+            panel=HOW,
+            complete=complete_guider,
+        ),
     ] = None
     sampler: Annotated[
         str | None,

@@ -10,7 +10,16 @@ from typing import Any
 
 from sdxl_cli.console import Console, shorten
 from sdxl_cli.flags import DrawFlags
-from sdxl_cli.options import check_machine, full_dtype, parse_aspect, parse_choice, parse_crop, parse_size
+from sdxl_cli.options import (
+    check_machine,
+    full_dtype,
+    parse_aspect,
+    parse_choice,
+    parse_crop,
+    parse_guiders,
+    parse_interval,
+    parse_size,
+)
 from sdxl_cli.pictures import Pictures, Start, describe_strength, recorded_prompt, warn_of_size
 from sdxl_cli.places import models_folders
 from sdxl_cli.prompts import STDIN, gather_prompts
@@ -25,6 +34,7 @@ from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
 from sdxl_core.config import ModelConfig, PredictionName
 from sdxl_core.diffusion.samplers import check_options
 from sdxl_core.errors import CheckpointError, PresetError, SdxlError, UsageError
+from sdxl_core.guider_config import GUIDANCE_METHODS
 from sdxl_core.naming import Destination, NameFields, Names, resolve_destination
 from sdxl_core.plan import Plan, build_plan
 from sdxl_core.prediction import prediction_name, resolve_prediction
@@ -45,7 +55,10 @@ _FLAG_OF = {
     "recipe.original_size": "--original-size",
     "recipe.target_size": "--target-size",
     "recipe.crop_coords_top_left": "--crop",
+    "recipe.guider": "--guider",
     "recipe.guider.scale": "--guidance",
+    "recipe.guider.interval": "--guidance-interval",
+    **{f"recipe.guider.{method}": f"--guider {method}" for method in GUIDANCE_METHODS},
     "recipe.sampler": "--sampler",
     "recipe.discretization": "--schedule",
     "recipe.source.strength": "--strength",
@@ -239,6 +252,8 @@ def _overrides(flags: DrawFlags, console: Console, pictures: Pictures | None) ->
         "recipe.shift": flags.shift,
         "recipe.steps": flags.steps,
         "recipe.guider.scale": flags.guidance,
+        "recipe.guider.interval": parse_interval(flags.guidance_interval),
+        **parse_guiders(flags.guider or ()),
         "recipe.sampler.name": sampler,
         **{f"recipe.sampler.{key}": value for key, value in sampler_options.items()},
         **_levels(flags, console),
@@ -332,7 +347,7 @@ def _plans(
 def _warn_of_lost_words(plan: Plan, model: ModelConfig, console: Console) -> None:
     for count in token_report(plan, model):
         if count.lost:
-            tail = lost_tail(getattr(plan, count.text))
+            tail = lost_tail(count.words)
             console.warn(
                 f"the {count.text} has {count.tokens} tokens and only {MAX_TOKENS} fit: the last {count.lost} are "
                 f"not read: ...{shorten(tail, 200)}"

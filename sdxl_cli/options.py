@@ -2,11 +2,13 @@
 
 import math
 import re
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
 
 import typer
 
 from sdxl_core.errors import UsageError
+from sdxl_core.guider_config import GUIDANCE_METHODS, IntervalConfig
 from sdxl_core.typed_toml import suggestion
 from sdxl_core.types import Option
 
@@ -14,9 +16,11 @@ Size = tuple[int, int]
 
 _SIZE = re.compile(r"0*([1-9]\d{0,5})[xX×]0*([1-9]\d{0,5})", re.ASCII)
 _PAIR = re.compile(r"(\d{1,6}),(\d{1,6})")
+_NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
+_INTERVAL = re.compile(rf"(?:([a-z]+):)?{_NUMBER}\.\.{_NUMBER}", re.ASCII)
 _ASPECT = re.compile(r"(\d{1,6}(?:\.\d{1,6})?):(\d{1,6}(?:\.\d{1,6})?)")
 _WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
-_WORD = re.compile(r"[a-z][\w+-]*", re.ASCII | re.IGNORECASE)
+_WORD = re.compile(r"[a-z][\w+.-]*", re.ASCII | re.IGNORECASE)
 _TRUTHS = {"true": True, "false": False}
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?", re.ASCII)
 DTYPES = ("auto", "fp32", "fp16", "bf16")
@@ -106,6 +110,46 @@ def _parse_value(text: str) -> Option | None:
     except ValueError:
         return text if _WORD.fullmatch(text) else None
     return number if math.isfinite(number) else None
+
+
+def parse_guiders(texts: Sequence[str]) -> dict[str, Any]:
+    """What `--guider NAME` and `--guider NAME:key=value,...` lay over a preset, as dotted keys.
+
+    Stages are joined by `+`: `pag:stages=middle_block+input_blocks.8`.
+
+    Raises:
+        UsageError: a name that is no way of guidance, or an option that is not written as key=value.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, options = parse_choice(text, "--guider")
+        if name not in GUIDANCE_METHODS:
+            near = suggestion(str(name), GUIDANCE_METHODS)
+            raise UsageError(f"unknown guider {name!r}{near}", hint=f"one of: {', '.join(GUIDANCE_METHODS)}")
+        found[f"recipe.guider.{name}"] = {
+            key: str(value).split("+") if key == "stages" else value for key, value in options.items()
+        }
+    return found
+
+
+def parse_interval(text: str | None) -> dict[str, Any] | None:
+    """`LOW..HIGH` in sigma, or with a unit before it, `step:3..20` and `percent:10..80`.
+
+    Raises:
+        UsageError: it is written otherwise, or the unit is unknown.
+    """
+    if text is None:
+        return None
+    match = _INTERVAL.fullmatch(text.replace(" ", ""))
+    units = get_args(IntervalConfig.model_fields["unit"].annotation)
+    unit = (match[1] or "sigma") if match else ""
+    if match is None or unit not in units:
+        unknown = f": unknown unit {unit!r}{suggestion(unit, units)}" if match else ""
+        raise UsageError(
+            f"--guidance-interval {text!r} is no interval{unknown}",
+            hint="write LOW..HIGH in sigma such as 0.28..5.42, or step:3..20, or percent:10..80",
+        )
+    return {"unit": unit, "low": float(match[2]), "high": float(match[3])}
 
 
 def full_dtype(name: str) -> str:

@@ -1,8 +1,8 @@
 """Tables: drawn by rich on a terminal, aligned plain text in a pipe."""
 
 import sys
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from sdxl_cli.console import Console, safe
 
@@ -73,3 +73,20 @@ def _print_grid(pairs: Sequence[tuple[str, str]]) -> None:
     for name, value in pairs:
         grid.add_row(Text(name), Text(safe(value)))
     RichConsole(highlight=False, emoji=False).print(grid)
+
+
+def with_options(table: Mapping[str, Any]) -> str:
+    """A choice by its name and the options that are set: `euler, eta 0.5`; nothing for a table without a name."""
+    return ", ".join([str(table["name"]), *_options(table)]) if "name" in table else ""
+
+
+def _options(table: Mapping[str, Any]) -> list[str]:
+    return [f"{key} {_word(value)}".rstrip() for key, value in table.items() if key != "name" and value is not None]
+
+
+def _word(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"({', '.join(_options(value))})" if value else ""
+    if isinstance(value, list | tuple):
+        return "+".join(str(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

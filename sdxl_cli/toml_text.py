@@ -15,12 +15,13 @@ def to_toml(values: Mapping[str, Any]) -> str:
 
 
 def _table(values: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    lines = [f"{key} = {_value(v)}" for key, v in values.items() if v is not None and not isinstance(v, Mapping)]
+    tables = {key for key, value in values.items() if isinstance(value, Mapping) and value}
+    lines = [f"{key} = {_value(v)}" for key, v in values.items() if v is not None and key not in tables]
     if path and lines:
         lines.insert(0, f"[{'.'.join(path)}]")
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            inner = _table(value, (*path, key))
+    for key in values:
+        if key in tables:
+            inner = _table(values[key], (*path, key))
             lines += ["", *inner] if lines and inner else inner
     return lines
 
@@ -31,6 +32,8 @@ def _value(value: Any) -> str:
     if isinstance(value, str):
         # JSON's escapes are TOML's, but for the one control character that JSON leaves as it is.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Mapping):
+        return "{}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_value(item) for item in value)}]"
     return repr(value)

@@ -1,10 +1,13 @@
 """What a preset may say about guidance; `sdxl_core.diffusion.guiders` says in which order it acts. Imports no torch."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from sdxl_core.errors import UsageError
 from sdxl_core.strict import Config, Finite, PositiveNumber
+from sdxl_core.typed_toml import suggestion
 
 Stages = Annotated[tuple[str, ...], Field(min_length=1)]
 """Names of the UNet's stages: `middle_block`, `input_blocks.N`, `output_blocks.N`."""
@@ -148,11 +151,35 @@ class GuiderConfig(Config):
         values = {key: getattr(self, key) for key in GUIDANCE_METHODS}
         return {key: value for key, value in values.items() if value is not None}
 
-    @property
-    def guides(self) -> bool:
-        """Whether the unconditional side has a say."""
-        changes = self.scale != 1 or self.fdg is not None or self.perp_neg is not None
-        return self.name == "vanilla_cfg" and changes
+    def check_stages(self, attended: Sequence[str]) -> None:
+        """Refuse a stage that is not among those of the network that have attention.
+
+        Raises:
+            UsageError: names the nearest.
+        """
+        touched = {
+            "pag": self.pag and self.pag.stages,
+            "seg": self.seg and self.seg.stages,
+            "sag": self.sag and ("middle_block",),
+        }
+        for name, stages in touched.items():
+            for stage in stages or ():
+                if stage not in attended:
+                    raise UsageError(
+                        f"{name}: {stage!r} is no stage of the network with attention{suggestion(stage, attended)}",
+                        hint=f"these are: {', '.join(attended)}",
+                    )
+
+    def words(self) -> tuple[str, ...]:
+        """What there is beside plain guidance, each in a word or two."""
+        interval = self.interval
+        where = () if interval is None else (f"{interval.unit} {interval.low:g}..{interval.high:g}",)
+        return (*self.methods(), *where)
+
+    def runs_uncond(self, keep_uncond: bool = False) -> bool:
+        """Whether the unconditional side is run: where it has a say, or a CFG++ sampler wants it kept."""
+        has_a_say = self.scale != 1 or self.fdg is not None or self.perp_neg is not None
+        return self.name == "vanilla_cfg" and (has_a_say or keep_uncond)
 
 
 _OF_BOTH_SIDES = ("perp_neg", "tcfg", "cfg_zero_star", "apg", "fdg", "dynamic_thresholding")

@@ -16,8 +16,9 @@ from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.engine import Engine
 from sdxl_core.errors import NumericsError
 from sdxl_core.first_stage import Picture, decode_latents, least_memory_bytes
-from sdxl_core.plan import Plan, check_size
+from sdxl_core.plan import Plan
 from sdxl_core.progress import SILENT, Reporter
+from sdxl_core.resolutions import check_size
 from sdxl_core.types import Conditioning, Denoise, Step
 
 _SAMPLING_HINT = "take a smaller --size or a smaller --batch-size"
@@ -149,14 +150,16 @@ def condition(engine: Engine, plans: Sequence[Plan], *, uncond: bool) -> Prompts
 
     Every distinct prompt runs through the text towers once, by itself, so that its rows do not depend on the batch.
     """
-    prompt = _encode(engine, [(plan.request(), False) for plan in plans])
+    said = [plan.requests() for plan in plans]
+    parts = tuple(_encode(engine, [(request, False) for request, _ in part]) for part in zip(*said, strict=True))
+    weights = torch.tensor([[weight for _, weight in row] for row in said]) if len(parts) > 1 else None
     if not uncond:
-        return Prompts((prompt,))
+        return Prompts(parts, weights)
     negative = _encode(engine, [(plan.negative_request(), plan.zero_negative) for plan in plans])
     if plans[0].guider.perp_neg is None:
-        return Prompts((prompt,), uncond=negative)
+        return Prompts(parts, weights, uncond=negative)
     empty = _encode(engine, [(plan.empty_request(), plan.empty_negative == "zeros") for plan in plans])
-    return Prompts((prompt,), uncond=empty, negative=negative)
+    return Prompts(parts, weights, uncond=empty, negative=negative)
 
 
 def decode(
@@ -201,7 +204,7 @@ def _steps(
 def _denoise(engine: Engine, plans: Sequence[Plan], schedule: Sequence[float], shown: Tensor | None) -> Denoise:
     plan, source = plans[0], plans[0].source
     denoiser = engine.denoiser.snapping(plan.conventions.snap)
-    if source is not None and source.condition == "edit" and plan.guider.name != "identity":
+    if source is not None and plan.edits:
         prompts = condition(engine, plans, uncond=True).showing(shown)
         scales = plan.guider.scale, source.how.image_guidance
         return edit_denoise(denoiser, engine.predict, prompts, *scales)

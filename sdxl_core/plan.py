@@ -3,6 +3,7 @@
 A plan is what `--dry-run` prints, what the pipeline runs and what a picture carries, so that it can be made again.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -15,13 +16,13 @@ from sdxl_core.config import (
     DenoiserConfig,
     DiscretizationConfig,
     Finite,
-    ModelConfig,
     Positive,
     ProgramName,
     SamplerConfig,
 )
 from sdxl_core.diffusion.discretization import last_levels
 from sdxl_core.diffusion.handover import Switch, find_switch, parse_handover
+from sdxl_core.diffusion.interval import Cost, resolve_cost
 from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls
 from sdxl_core.diffusion.schedules import resolve_sigmas
 from sdxl_core.diffusion.schedules.variants import as_program
@@ -29,12 +30,11 @@ from sdxl_core.errors import UsageError
 from sdxl_core.guider_config import GuiderConfig
 from sdxl_core.presets import DEFAULT, FLAGS, Preset
 from sdxl_core.refiner import RefinerPlan, build_refiner_plan
-from sdxl_core.resolutions import Size, nearest_resolution
+from sdxl_core.resolutions import Size, check_size, nearest_divisible, nearest_resolution
 from sdxl_core.source import Source
-from sdxl_core.texts import check_texts
+from sdxl_core.texts import check_texts, paired_prompts
 
 LARGEST_SEED = 2**64 - 1
-LARGEST_SIDE = 16384
 
 Crop = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 PositiveSize = tuple[Positive, Positive]
@@ -47,7 +47,8 @@ class Plan(Config):
         model: name of the model preset.
         file: name of the model file, and its sha256 where it is known.
         vae: name of a separate first stage's file, or None for the one in the model file.
-        prompt: read by both text towers, or by the first alone where `prompt_2` is given for the second.
+        prompt: read by both text towers, or by the first alone where `prompt_2` is given for the second; AND joins
+            several, see `split_prompt`.
         compat: the program whose conventions these are; None for this one.
         conventions: what programs do differently.
         negative: likewise; see `empty_negative`.
@@ -106,9 +107,17 @@ class Plan(Config):
         check_options(self.sampler.name, self.sampler.options())
         if self.batch_row >= self.batch_rows:
             raise ValueError(f"batch_row {self.batch_row} is not below batch_rows {self.batch_rows}")
-        self.sigmas()
+        self.guidance_cost(self.schedule())
         self.refiner_sigmas()
+        joined = ("AND",) if len(self.requests()) > 1 else ()
+        if self.edits and (more := (*joined, *self.guider.words())):
+            raise UsageError(f"an editing model is guided by words and a picture alone, so {more[0]} has no effect")
         return self
+
+    @property
+    def edits(self) -> bool:
+        """Whether a picture guides beside the words."""
+        return self.source is not None and self.source.condition == "edit" and self.guider.name != "identity"
 
     def schedule(self) -> tuple[float, ...]:
         """The levels of the whole walk, whoever makes it, decreasing: steps + 1, or fewer where a picture starts.
@@ -170,9 +179,15 @@ class Plan(Config):
         calls = [model_calls(self.sampler.name, sigmas, self.sampler.options()) for sigmas in walks]
         return None if None in calls else sum(count for count in calls if count is not None)
 
-    def request(self) -> ConditionRequest:
-        """What the picture shall show."""
-        return self._request(self.prompt, self.prompt_2, self.aesthetic_score)
+    def guidance_cost(self, schedule: Sequence[float]) -> Cost:
+        """Where guidance is on in a walk down a list of levels, and what a model call takes there."""
+        keep_uncond = SAMPLERS[self.sampler.name].uncond
+        return resolve_cost(self.guider, schedule, keep_uncond=keep_uncond, parts=len(self.requests()))
+
+    def requests(self) -> tuple[tuple[ConditionRequest, float], ...]:
+        """What the picture shall show: a request and its weight for each prompt that AND joins."""
+        prompts = paired_prompts(self.prompt, self.prompt_2)
+        return tuple((self._request(first, second, self.aesthetic_score), weight) for first, second, weight in prompts)
 
     def negative_request(self) -> ConditionRequest:
         """What guidance moves away from; the sizes are those of the picture."""
@@ -219,6 +234,8 @@ class Plan(Config):
         rows = {"prompt", "prompt_2", "negative", "negative_2", "seed", "batch_row", "original_size", "source"}
         rows |= {"crop_coords_top_left", "target_size", "aesthetic_score", "negative_aesthetic_score"}
         sources = [None if plan.source is None else plan.source.shared() for plan in (self, other)]
+        if len(self.requests()) != len(other.requests()):
+            return False
         return sources[0] == sources[1] and self.model_dump(exclude=rows) == other.model_dump(exclude=rows)
 
     def to_json(self) -> str:
@@ -339,31 +356,10 @@ def check_seed(seed: int) -> None:
         raise UsageError(f"the seed {seed} is not between 0 and {LARGEST_SEED} (2^64 - 1)")
 
 
-def check_size(size: Size, model: ModelConfig) -> None:
-    """Refuse a size that the first stage of `model` cannot divide into latents.
-
-    Every multiple of 8 works in SDXL: where a level of the network is odd, the way up stretches to that level's size.
-
-    Raises:
-        UsageError: says the nearest size that works.
-    """
-    factor = model.first_stage.factor
-    near = _divisible(size, factor)
-    if near != size:
-        reason = f"is larger than {LARGEST_SIDE}" if max(size) > LARGEST_SIDE else f"does not divide by {factor}"
-        raise UsageError(f"the size {size[1]}x{size[0]} {reason}", hint=f"try {near[1]}x{near[0]}")
-
-
-def _divisible(size: Size, factor: int) -> Size:
-    """The nearest size that divides into latent cells, of which there is at least one."""
-    height, width = (min(max(round(side / factor), 1) * factor, LARGEST_SIDE) for side in size)
-    return height, width
-
-
 def _size(preset: Preset, aspect: float | None, source: Source | None) -> Size:
     size = preset.recipe.size or preset.model.native_size
     if source is not None and preset.recipe.size is None:
-        size = _divisible(source.canvas_size, preset.model.first_stage.factor)
+        size = nearest_divisible(source.canvas_size, preset.model.first_stage.factor)
     if aspect is not None:
         if preset.origins.get("recipe.size") == FLAGS:
             raise UsageError("a size and an aspect were given", hint="give one of the two")
@@ -389,4 +385,5 @@ def _guider(preset: Preset) -> GuiderConfig:
     guider = preset.recipe.guider
     if guider.name == "identity" and preset.origins.get("recipe.guider.scale") == FLAGS:
         raise UsageError(f"preset {preset.name!r} runs without guidance, so a guidance scale has no effect")
+    guider.check_stages(preset.model.network.attended_stages())
     return guider

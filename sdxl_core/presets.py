@@ -267,8 +267,8 @@ def _join(parent: Table, place: tuple[str, ...], value: Any, origin: str, origin
 
 
 def _leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Every value that is not a table or a list of tables, with its place."""
-    if isinstance(value, Mapping):
+    """Every value that is not a table or a list of tables, with its place; a table with nothing in it is one."""
+    if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from _leaves(item, (*place, key))
     elif isinstance(value, tuple) and value and isinstance(value[0], Mapping):

@@ -20,6 +20,7 @@ from pydantic import Field
 from sdxl_core.config import Config
 from sdxl_core.diffusion.schedules import resolve_schedule
 from sdxl_core.errors import OutputError
+from sdxl_core.guider_config import GuiderConfig
 from sdxl_core.plan import Plan
 
 PARAMETERS_KEY = "parameters"
@@ -107,6 +108,7 @@ def parameters_text(record: Record) -> str:
         "Sampler": _SAMPLER_NAMES.get(plan.sampler.name, plan.sampler.name),
         **_schedule(plan),
         "CFG scale": f"{guider.scale:g}" if guider.name == "vanilla_cfg" else 1,
+        **_guidance(guider),
         "Seed": plan.seed,
         "Size": f"{plan.size[1]}x{plan.size[0]}",
     }
@@ -124,6 +126,12 @@ def parameters_text(record: Record) -> str:
     if plan.negative:
         lines.append(f"Negative prompt: {plan.negative}")
     return "\n".join([*lines, ", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items())])
+
+
+def _guidance(guider: GuiderConfig) -> dict[str, object]:
+    """What no other tool has a name for, in one pair: which ways of guidance were on; all of it is in the record."""
+    words = guider.words()
+    return {"Guidance": " + ".join(words)} if words else {}
 
 
 def _schedule(plan: Plan) -> dict[str, object]:

@@ -1,4 +1,7 @@
-"""The picture sizes that SDXL was trained on, and the one nearest to a wanted shape. Imports no torch."""
+"""The picture sizes that SDXL was trained on, the one nearest to a wanted shape, and those that it can draw.
+
+Imports no torch.
+"""
 
 import math
 
@@ -8,6 +11,7 @@ from sdxl_core.errors import UsageError
 Size = tuple[int, int]
 
 PUBLISHED_AREA = 1024 * 1024
+LARGEST_SIDE = 16384
 
 # (height, width), all of about 1024 x 1024 pixels. Source: SDXL paper, arXiv:2307.01952, appendix I.
 PUBLISHED: tuple[Size, ...] = (
@@ -58,3 +62,24 @@ def nearest_resolution(aspect: float, model: ModelConfig) -> Size:
     if not (math.isfinite(aspect) and aspect > 0):
         raise UsageError(f"an aspect of {aspect} is no shape", hint="give width:height, such as 16:9")
     return min(resolutions(model), key=lambda size: abs(math.log(size[1] / size[0] / aspect)))
+
+
+def check_size(size: Size, model: ModelConfig) -> None:
+    """Refuse a size that the first stage of `model` cannot divide into latents.
+
+    Every multiple of 8 works in SDXL: where a level of the network is odd, the way up stretches to that level's size.
+
+    Raises:
+        UsageError: says the nearest size that works.
+    """
+    factor = model.first_stage.factor
+    near = nearest_divisible(size, factor)
+    if near != size:
+        reason = f"is larger than {LARGEST_SIDE}" if max(size) > LARGEST_SIDE else f"does not divide by {factor}"
+        raise UsageError(f"the size {size[1]}x{size[0]} {reason}", hint=f"try {near[1]}x{near[0]}")
+
+
+def nearest_divisible(size: Size, factor: int) -> Size:
+    """The nearest size that divides into latent cells, of which there is at least one."""
+    height, width = (min(max(round(side / factor), 1) * factor, LARGEST_SIDE) for side in size)
+    return height, width

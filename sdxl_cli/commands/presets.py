@@ -89,6 +89,8 @@ def show(
 def _shown(value: object) -> str:
     if value is None:
         return "-"
+    if value == {}:
+        return "on"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):

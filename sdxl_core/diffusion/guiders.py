@@ -17,7 +17,7 @@ clean latent, a row a picture:
 10. `rescale` gives it the spread of cond from 3.
 
 `Prediction.uncond` is always what the network said of the unconditional side (with `perp_neg`, of the empty prompt).
-A sampler's model call is one evaluation of all this, whatever number of network rows it takes: see `Guider.rows`.
+A sampler's model call is one evaluation of all this, whatever number of network rows it takes: see `Cost`.
 """
 
 import math
@@ -39,9 +39,9 @@ from sdxl_core.diffusion.guidance import (
     thresholded,
     without_shared,
 )
-from sdxl_core.diffusion.interval import EVERYWHERE, Window, resolve_window
+from sdxl_core.diffusion.interval import EVERYWHERE, Window, resolve_still, resolve_window
 from sdxl_core.diffusion.touches import BlurredQueries, WatchedAttention, degraded, free_u, own_values
-from sdxl_core.errors import ScheduleError, UsageError
+from sdxl_core.errors import UsageError
 from sdxl_core.guider_config import GuiderConfig
 from sdxl_core.types import Attend, Conditioning, Denoise, Merge, Network, Prediction, Touch, TouchableNetwork
 
@@ -92,19 +92,7 @@ class Guider:
     @property
     def wants_uncond(self) -> bool:
         """Whether the unconditional side is run."""
-        return self.config.guides or (self.keep_uncond and self.config.name != "identity")
-
-    def rows(self, sigma: float, parts: int = 1) -> int:
-        """Rows of the network that one model call at this level takes for each picture."""
-        if sigma > self.still:
-            return 0
-        if sigma not in self.window:
-            return parts
-        config, uncond = self.config, int(self.wants_uncond)
-        negative = int(config.perp_neg is not None)
-        worse = parts * (bool(config.pag and config.pag.scale) + bool(config.seg and config.seg.scale))
-        again = (1 if uncond else parts) * bool(config.sag and config.sag.scale)
-        return parts + uncond + negative + worse + again
+        return self.config.runs_uncond(self.keep_uncond)
 
     def bind(self, denoiser: Denoiser, network: TouchableNetwork, prompts: Prompts) -> Denoise:
         """Tie everything but (x, sigma) down, for one run: what `apg` remembers begins here.
@@ -235,15 +223,10 @@ def build_guider(
     Raises:
         ScheduleError: an interval without a step, or no step that moves.
     """
-    still = math.inf
-    if config.cfg_zero_star is not None and (first := config.cfg_zero_star.zero_init):
-        if first >= len(sigmas) - 1:
-            raise ScheduleError(f"zero_init {first} leaves none of the {len(sigmas) - 1} steps")
-        still = sigmas[first]
     return Guider(
         config,
         resolve_window(config.interval, sigmas),
-        still=still,
+        still=resolve_still(config, sigmas),
         merge=None if config.freeu is None else free_u(config.freeu, network),
         keep_uncond=keep_uncond,
     )

@@ -191,6 +191,34 @@ def test_calls_that_nobody_knows_beforehand_are_recorded_as_they_were_made(gen: 
     assert record["plan"]["sampler"] == {"name": "dpm_adaptive", "order": 2, "rtol": 0.2}
 
 
+def test_a_dry_run_shows_what_guides_where_and_at_what_cost(gen: Sdxl) -> None:
+    flags = ["--steps", 10, "--guidance-interval", "step:3..5", "--guider", "tcfg", "--guider", "pag:scale=2"]
+    facts = dict(line.split("  ", 1) for line in gen("a cat", *flags, "--dry-run").out.split("\n\n")[0].splitlines())
+    assert facts["guidance"].strip() == (
+        "4, interval (unit step, low 3, high 5, steps 3 of 10), tcfg, pag (scale 2, stages middle_block)"
+    )
+    assert facts["model calls"].strip() == "10 in 1 batch, 16 network rows a picture"
+    job = json.loads(gen("a cat", *flags, "--dry-run", "--json").out)
+    assert (job["model_calls"], job["network_rows"]) == (10, 16)
+    assert job["plan"]["guider"]["interval"] == {"unit": "step", "low": 3.0, "high": 5.0}
+
+
+def test_guidance_is_in_the_record_and_in_the_printed_config(gen: Sdxl, sdxl: Sdxl) -> None:
+    flags = ["--guider", "apg:eta=0.5", "--guider", "tcfg", "--guidance-interval", "0.1..9", "--seed", 1]
+    path = gen("a cat", *flags).out.strip()
+    line = next(line for line in sdxl("inspect", path).out.splitlines() if line.startswith("guidance"))
+    assert line.split("  ", 1)[1].strip() == (
+        "vanilla_cfg, scale 4, interval (unit sigma, low 0.1, high 9), tcfg, apg (eta 0.5, threshold 15, momentum -0.5)"
+    )
+    Path("mine.toml").write_text(gen("a cat", *flags, "--print-config").out)
+    again = json.loads(gen("a cat", "--preset", "./mine.toml", "--dry-run", "--json").out)
+    assert again["plan"]["guider"] == json.loads(gen("a cat", *flags, "--dry-run", "--json").out)["plan"]["guider"]
+    shown = [line.split()[:2] for line in sdxl("presets", "show", "./mine.toml").out.splitlines()]
+    assert ["recipe.guider.tcfg", "on"] in shown
+    assert ["recipe.guider.apg.eta", "0.5"] in shown
+    assert ["recipe.guider.pag", "-"] in shown
+
+
 def test_the_printed_config_is_a_preset_that_gives_the_same_picture(gen: Sdxl, sdxl: Sdxl) -> None:
     flags = [
         "--steps",

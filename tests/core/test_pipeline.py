@@ -11,19 +11,50 @@ from support_reporter import Recorder
 from support_tiny import OPEN_CLIP_WIDTH, tiny_config, write_tiny_checkpoint
 from torch import Tensor
 
-from sdxl_core.config import DenoiserConfig, DiscretizationConfig, GuiderConfig, SamplerConfig
+from sdxl_core.batching import network_rows
+from sdxl_core.config import DenoiserConfig, DiscretizationConfig, SamplerConfig
 from sdxl_core.devices import free_memory_bytes
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import MemoryExhaustedError, NumericsError, UsageError
 from sdxl_core.first_stage import least_memory_bytes
-from sdxl_core.guider_config import IntervalConfig
+from sdxl_core.guider_config import (
+    GUIDANCE_METHODS,
+    ApgConfig,
+    CfgZeroStarConfig,
+    DynamicThresholdingConfig,
+    FdgConfig,
+    FreeUConfig,
+    GuiderConfig,
+    IntervalConfig,
+    PagConfig,
+    PerpNegConfig,
+    RescaleConfig,
+    SagConfig,
+    SegConfig,
+    TcfgConfig,
+)
 from sdxl_core.pipeline import condition, decode, picture_noise, refine, sample, walk
 from sdxl_core.plan import Plan
 from sdxl_core.refiner import RefinerPlan
 from sdxl_core.types import Conditioning, Step
 
 ROOT = Path(__file__).parents[2]
+
+METHODS: dict[str, Any] = {
+    "perp_neg": PerpNegConfig(),
+    "tcfg": TcfgConfig(),
+    "cfg_zero_star": CfgZeroStarConfig(),
+    "apg": ApgConfig(),
+    "fdg": FdgConfig(),
+    "dynamic_thresholding": DynamicThresholdingConfig(mimic=2.0),
+    "pag": PagConfig(),
+    "seg": SegConfig(),
+    "sag": SagConfig(),
+    "rescale": RescaleConfig(),
+    "freeu": FreeUConfig(),
+}
+"""Every way of guidance, so that it shows in a small picture."""
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +229,8 @@ def test_latents_of_another_size_than_the_plans_are_a_mistake_of_the_caller(engi
         {"negative": "blurry"},
         {"negative_2": "blurry"},
         {"guider": GuiderConfig(scale=2.0)},
+        {"guider": GuiderConfig(interval=IntervalConfig(low=0.5, high=5.0))},
+        *({"guider": GuiderConfig(**{name: METHODS[name]})} for name in METHODS if name != "perp_neg"),
         {"original_size": (8, 8)},
         {"target_size": (8, 8)},
         {"crop_coords_top_left": (8, 8)},
@@ -237,6 +270,58 @@ def test_the_refiner_always_encodes_the_negative_and_reads_both_scores(folder: P
     assert not differs[:-32].any()
     assert differs[-32:].any()
     assert latents(engine, plan).isfinite().all()
+
+
+def test_no_way_of_guidance_is_left_out_here() -> None:
+    assert set(METHODS) == set(GUIDANCE_METHODS)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2s_ancestral", "euler_ancestral_cfg_pp"])
+@pytest.mark.parametrize(
+    "guider",
+    [
+        GuiderConfig(),
+        GuiderConfig(scale=1.0),
+        GuiderConfig(interval=IntervalConfig(low=0.5, high=5.0), pag=PagConfig(), sag=SagConfig()),
+        GuiderConfig(name="identity", seg=SegConfig(), freeu=FreeUConfig()),
+        GuiderConfig(cfg_zero_star=CfgZeroStarConfig(zero_init=1), perp_neg=PerpNegConfig()),
+    ],
+    ids=["plain", "scale-1", "interval", "identity", "zero-init"],
+)
+def test_network_rows_are_as_many_as_the_plan_says(engine: Engine, sampler: str, guider: GuiderConfig) -> None:
+    rows: list[int] = []
+    plans = [plan_of(sampler=SamplerConfig(name=sampler), guider=guider, seed=seed) for seed in (1, 2)]
+    handle = engine.network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    try:
+        latents(engine, *plans)
+    finally:
+        handle.remove()
+    assert sum(rows) == 2 * (network_rows(plans[0]) or 0)
+
+
+def test_prompts_joined_by_and_are_in_the_picture_with_their_weights(engine: Engine) -> None:
+    one, two = plan_of(prompt="a cat AND a red hat :0.5"), plan_of(prompt="a dog :2 AND a ball", seed=2)
+    together = latents(engine, one, two)
+    for row, plan in enumerate((one, two)):
+        assert relative(together[row], latents(engine, plan)[0]) < 1e-5
+    for other in ("a cat", "a cat AND a red hat", "a red hat :0.5 AND a hen"):
+        assert relative(latents(engine, plan_of(prompt=other)), together[:1]) > 0.01
+    swapped = latents(engine, plan_of(prompt="a red hat :0.5 AND a cat"))
+    assert relative(swapped, together[:1]) < 1e-5
+    halves = latents(engine, plan_of(prompt="a cat :0.5 AND a cat :0.5"))
+    assert relative(halves, latents(engine, plan_of())) < 1e-5
+
+
+def test_perp_neg_starts_from_the_empty_prompt(engine: Engine) -> None:
+    guider = GuiderConfig(perp_neg=PerpNegConfig())
+    prompts = condition(engine, [plan_of(guider=guider, negative="blurry")], uncond=True)
+    assert prompts.uncond is not None
+    assert prompts.negative is not None
+    assert not prompts.uncond.crossattn.any()
+    assert prompts.negative.crossattn.any()
+    plain = latents(engine, plan_of())
+    assert relative(latents(engine, plan_of(guider=guider)), plain) < 1e-5  # nothing to keep away from
+    assert relative(latents(engine, plan_of(guider=guider, negative="blurry")), plain) > 0.01
 
 
 @pytest.mark.parametrize("guider", [GuiderConfig(name="identity"), GuiderConfig(scale=1.0)])

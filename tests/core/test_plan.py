@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support_tiny import tiny_config
 
-from sdxl_core.batching import batches, total_calls
+from sdxl_core.batching import batches, network_rows, total_calls
 from sdxl_core.diffusion.discretization import edm, last_levels, legacy_ddpm
 from sdxl_core.errors import ScheduleError, UsageError
-from sdxl_core.plan import Plan, build_plan, check_size
+from sdxl_core.plan import Plan, build_plan
 from sdxl_core.presets import load_preset
-from sdxl_core.texts import token_report
+from sdxl_core.resolutions import check_size
+from sdxl_core.texts import split_prompt, token_report
 
 NO_PRESETS = Path(__file__).parent / "none"
 
@@ -53,13 +54,13 @@ def test_a_negative_prompt_of_either_tower_is_encoded(flags: dict[str, str]) -> 
 
 def test_sizes_of_the_conditioning_follow_the_picture_unless_set() -> None:
     plan = plan_of(recipe_size=(512, 768), recipe_target_size=(100, 200))
-    assert plan.request().original_size == (512, 768)
-    assert plan.request().target_size == (100, 200)
+    assert plan.requests()[0][0].original_size == (512, 768)
+    assert plan.requests()[0][0].target_size == (100, 200)
 
 
 def test_the_negative_side_differs_in_words_and_score_alone() -> None:
     plan = plan_of(prompt_2="drawn", recipe_negative="blurry", negative_2="photo", recipe_size=(512, 768))
-    cond, uncond = plan.request(), plan.negative_request()
+    cond, uncond = plan.requests()[0][0], plan.negative_request()
     assert (cond.prompt, cond.prompt_2, cond.aesthetic_score) == ("a cat", "drawn", 6.0)
     assert (uncond.prompt, uncond.prompt_2, uncond.aesthetic_score) == ("blurry", "photo", 2.5)
     assert cond.original_size == uncond.original_size == (512, 768)
@@ -98,6 +99,20 @@ def test_nobody_knows_beforehand_how_many_calls_an_adaptive_sampler_makes() -> N
 def test_pictures_whose_steps_differ_share_no_batch() -> None:
     adaptive = plan_of(recipe_sampler__name="dpm_adaptive")
     assert [len(group) for group in batches([adaptive.with_seed(i) for i in range(3)], 3)] == [1, 1, 1]
+
+
+def test_network_rows_follow_the_interval() -> None:
+    def plan(**flags: Any) -> Plan:
+        return plan_of(recipe_steps=10, **flags)
+
+    interval = {"unit": "step", "low": 3, "high": 5}
+    assert network_rows(plan()) == 20
+    assert network_rows(plan(recipe_guider__scale=1.0)) == 10
+    assert network_rows(plan(recipe_guider__interval=interval)) == 3 * 2 + 7
+    assert network_rows(plan(recipe_guider__interval=interval, recipe_guider__pag={})) == 3 * 3 + 7
+    # Heun asks at the end of a step too: at the levels of steps 3, 4 and 5 twice each.
+    assert network_rows(plan(recipe_guider__interval=interval, recipe_sampler__name="heun")) == 6 * 2 + 13
+    assert plan(recipe_guider__interval=interval).model_calls() == 10
 
 
 def test_a_sampler_named_by_a_flag_drops_options_of_the_presets_own(tmp_path: Path) -> None:
@@ -264,6 +279,57 @@ def test_batches_are_neighbours_that_share_all_but_their_rows() -> None:
 
 def test_no_plans_make_no_batch() -> None:
     assert list(batches([], 4)) == []
+
+
+def test_and_joins_prompts_with_weights() -> None:
+    plan = plan_of("a cat AND a hat :0.8 AND\nblurry: -1", recipe_guider__pag={})
+    assert [(request.prompt, weight) for request, weight in plan.requests()] == [
+        ("a cat", 1.0),
+        ("a hat", 0.8),
+        ("blurry", -1.0),
+    ]
+    assert network_rows(plan) == 30 * (3 + 1 + 3)
+    assert not plan.shares_batch(plan_of("a cat AND a hat", recipe_guider__pag={}))
+    assert plan.shares_batch(plan_of("a AND b AND c", recipe_guider__pag={}))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("a cat :1.2", ["a cat :1.2"]),  # a weight of the only prompt would say nothing
+        ("SAND and hAND", ["SAND and hAND"]),
+        (r"SALT \AND PEPPER", ["SALT AND PEPPER"]),
+        (r"SALT \AND PEPPER AND a jar:.5", ["SALT AND PEPPER", "a jar"]),
+        ("at 10:30 sharp AND (b:1.3)", ["at 10:30 sharp", "(b:1.3)"]),
+    ],
+)
+def test_only_the_word_in_capitals_joins(prompt: str, read: list[str]) -> None:
+    assert [part.text for part in split_prompt(prompt)] == read
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ({"prompt": "a cat AND "}, "part 2 of the prompt is empty"),
+        ({"prompt": "AND a cat"}, "part 1 of the prompt is empty"),
+        ({"prompt": "a cat AND :2 AND b"}, "part 2 of the prompt is empty"),
+        ({"prompt": "a :0 AND b :-1"}, "no part of the prompt has a weight above 0"),
+        ({"prompt": "a AND b", "prompt_2": "c"}, "AND joins 2 prompts, and 1 for the second"),
+    ],
+)
+def test_prompts_that_cannot_be_joined(prompts: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan_of(**prompts)
+
+
+def test_a_second_prompt_has_its_parts_too() -> None:
+    plan = plan_of("a AND b :2", prompt_2="c :9 AND d")
+    assert [(r.prompt, r.prompt_2, weight) for r, weight in plan.requests()] == [("a", "c", 1.0), ("b", "d", 2.0)]
+
+
+def test_every_part_of_a_prompt_has_room_of_its_own() -> None:
+    plan = plan_of(f"{'cat ' * 60} AND {'dog ' * 80}")
+    assert [(c.tokens, c.lost) for c in token_report(plan, tiny_config()) if c.text == "prompt"] == [(80, 5)]
 
 
 def test_the_token_report_counts_what_is_lost_in_every_text() -> None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load
 
-from sdxl_core.config import DiscretizationConfig, GuiderConfig, SamplerConfig
+from sdxl_core.config import DiscretizationConfig, SamplerConfig
 from sdxl_core.errors import OutputError
+from sdxl_core.guider_config import ApgConfig, GuiderConfig, IntervalConfig, SegConfig, TcfgConfig
 from sdxl_core.picture_files import PictureError, read_record
 from sdxl_core.plan import Plan
 from sdxl_core.records import Record, Weights, encode_latent, encode_picture, parameters_text, parse_parameters
@@ -59,6 +60,15 @@ def test_the_parameters_text_is_the_one_other_tools_read() -> None:
         "Schedule rho: 7, CFG scale: 6.5, Seed: 7, Size: 24x16, Model hash: ababababab, Model: micro, RNG: CPU, "
         "Version: sdxl 9.9"
     )
+
+
+def test_the_parameters_text_names_the_ways_of_guidance() -> None:
+    interval = IntervalConfig(low=0.28, high=5.42)
+    guided = plan(guider=GuiderConfig(apg=ApgConfig(), seg=SegConfig(), tcfg=TcfgConfig(), interval=interval))
+    made = record(guided)
+    _, _, pairs = parse_parameters(parameters_text(made))
+    assert pairs["Guidance"] == "tcfg + apg + seg + sigma 0.28..5.42"
+    assert Plan.from_json(guided.to_json()) == guided
 
 
 def test_the_parameters_text_reads_back() -> None:

@@ -119,9 +119,21 @@ def model_calls(name: str, sigmas: Sequence[float], options: Mapping[str, Option
     Raises:
         UsageError: as `check_options`.
     """
+    levels = levels_asked(name, sigmas, options)
+    return None if levels is None else len(levels)
+
+
+def levels_asked(
+    name: str, sigmas: Sequence[float], options: Mapping[str, Option] | None = None
+) -> tuple[float, ...] | None:
+    """The level of every call of `denoise` over the whole list, in order; None where only the run itself can tell.
+
+    Raises:
+        UsageError: as `check_options`.
+    """
     options = options or {}
     check_options(name, options)
-    return _walked_calls(name, tuple(sigmas), tuple(options.items()))
+    return _walked(name, tuple(sigmas), tuple(options.items()))
 
 
 @lru_cache(maxsize=64)
@@ -143,14 +155,20 @@ def looks_back(name: str, *options: tuple[str, Option]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _walked_calls(name: str, sigmas: tuple[float, ...], options: tuple[tuple[str, Option], ...]) -> int | None:
-    """Walk the list with the number 0 for a latent: how often a sampler asks does not depend on the answers."""
+def _walked(name: str, sigmas: tuple[float, ...], options: tuple[tuple[str, Option], ...]) -> tuple[float, ...] | None:
+    """Walk the list with the number 0 for a latent: what a sampler asks for does not depend on the answers."""
     sampler = SAMPLERS[name]
     if sampler.calls is None:
         return None
-    answer = Prediction(_NOTHING, _NOTHING)
-    steps = sampler.fn(lambda x, sigma: answer, _NOTHING, sigmas, noise=_Silence(), **dict(options))
-    return sum(step.calls for step in steps)
+    asked: list[float] = []
+
+    def denoise(x: Any, sigma: float) -> Prediction:
+        asked.append(sigma)
+        return Prediction(_NOTHING, _NOTHING)
+
+    for _ in sampler.fn(denoise, _NOTHING, sigmas, noise=_Silence(), **dict(options)):
+        pass
+    return tuple(asked)
 
 
 _NOTHING: Any = 0.0

@@ -8,7 +8,7 @@ from sdxl_core.config import DenoiserConfig, NetworkConfig
 from sdxl_core.diffusion import guidance
 from sdxl_core.diffusion.denoiser import Denoiser
 from sdxl_core.diffusion.guiders import Guider, Prompts, build_guider
-from sdxl_core.diffusion.interval import Window
+from sdxl_core.diffusion.interval import Window, resolve_cost
 from sdxl_core.errors import ScheduleError, UsageError
 from sdxl_core.guider_config import (
     ApgConfig,
@@ -224,10 +224,11 @@ def test_rows_are_counted_as_they_are_run(method: str) -> None:
         network = PromptNetwork()
         guider = build_guider(config, [SIGMA, 1.0, 0.0], FOUR_CHANNELS)
         denoise = guider.bind(DENOISER, network, Prompts(parts, weights, UNCOND, NEGATIVE))
+        cost = resolve_cost(config, [SIGMA, 1.0, 0.0], keep_uncond=False, parts=len(parts))
         for sigma in (SIGMA, 1.0):
             network.batches.clear()
             denoise(X, sigma)
-            assert sum(network.batches) == 2 * guider.rows(sigma, len(parts))
+            assert sum(network.batches) == 2 * cost.at(sigma)
 
 
 @pytest.mark.parametrize("method", ["pag", "seg", "sag"])
