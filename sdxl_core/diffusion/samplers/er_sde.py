@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sdxl_core.diffusion.levels import check_sigmas
-from sdxl_core.diffusion.samplers.gauss import integral
 from sdxl_core.diffusion.samplers.moves import toward
+from sdxl_core.diffusion.samplers.quadrature import integral
 from sdxl_core.types import Denoise, Noise, Step
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sdxl_core.diffusion.levels import check_sigmas
-from sdxl_core.diffusion.samplers.gauss import integral
 from sdxl_core.diffusion.samplers.moves import diffusion_step
+from sdxl_core.diffusion.samplers.quadrature import integral, weights
 from sdxl_core.types import Denoise, Noise, Step
 
 if TYPE_CHECKING:
@@ -108,22 +108,18 @@ class _Rule:
 
         They integrate the polynomial in ln(sigma) through the predictions against the kernel of the reverse diffusion.
         """
-        rate, h = 1 + eta, math.log(sigma / sigma_next)
-        at = [math.log(sigma / node) for node in nodes]  # the step goes from 0 to h
+        h = math.log(sigma / sigma_next)
+        at = [math.log(sigma / node) / h for node in nodes]  # the step goes from 0 to 1
+        rate = (1 + eta) * h
         if self.simple_order_2 and len(nodes) == 2:
-            whole = -math.expm1(-rate * h)
-            older = rate * h**2 / 2 / at[1] if at[0] == 0 else whole - rate * h / 2
+            whole = -math.expm1(-rate)
+            older = rate / 2 / at[1] if at[0] == 0 else whole - rate / 2
             return [whole - older, older]
 
-        def weight(j: int) -> float:
-            others = [other for k, other in enumerate(at) if k != j]
+        def moment(k: int) -> float:
+            return rate * integral(lambda share: math.exp(rate * (share - 1)) * share**k, 0.0, 1.0)
 
-            def f(u: float) -> float:
-                return math.exp(rate * (u - h)) * math.prod((u - other) / (at[j] - other) for other in others)
-
-            return rate * integral(f, 0.0, h)
-
-        return [weight(j) for j in range(len(at))]
+        return weights(at, [moment(k) for k in range(len(at))])
 
 
 def _walk(
@@ -139,8 +135,8 @@ def _walk(
         predictions.appendleft(denoised)
         order = min(rule.corrector_order, len(predictions), n - i if to_zero else n)
         if i > 0 and order > 0 and (again or sigma_next > 0):
-            weights = rule.weights(_newest(sigmas, i, order), sigmas[i - 1], sigma, eta)
-            x = carried + _sum(weights, predictions)
+            correction = rule.weights(_newest(sigmas, i, order), sigmas[i - 1], sigma, eta)
+            x = carried + _sum(correction, predictions)
             if again:
                 denoised, calls = denoise(x, sigma).denoised, 2
                 predictions[0] = denoised
@@ -162,6 +158,6 @@ def _newest(sigmas: Sequence[float], i: int, order: int) -> list[float]:
     return [sigmas[i - j] for j in range(order)]
 
 
-def _sum(weights: Sequence[float], predictions: Iterable[Tensor]) -> Tensor:
-    first, *others = (weight * prediction for weight, prediction in zip(weights, predictions, strict=False))
+def _sum(by: Sequence[float], predictions: Iterable[Tensor]) -> Tensor:
+    first, *others = (weight * prediction for weight, prediction in zip(by, predictions, strict=False))
     return sum(others, start=first)
