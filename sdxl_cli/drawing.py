@@ -19,7 +19,7 @@ from sdxl_cli.reporters import View, open_view
 from sdxl_core.batching import batches, total_calls
 from sdxl_core.canvas import Canvas
 from sdxl_core.checkpoints.hashing import file_hash
-from sdxl_core.errors import CheckpointError, NumericsError, SdxlError
+from sdxl_core.errors import CheckpointError, MemoryExhaustedError, NumericsError, SdxlError
 from sdxl_core.naming import Names
 from sdxl_core.output import NameTakenError, prepare_directory, write_whole
 from sdxl_core.picture_files import PictureError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sdxl_core.engine import Engine
+    from sdxl_core.first_stage import Picture
 
 SOME_FAILED = 3
 
@@ -195,17 +196,11 @@ class _Artist:
         return f"{numbers} {group[0].plan.prompt}"
 
     def _finish(self, job: Job, sampled: "_Sampled") -> None:
-        from sdxl_core.pipeline import decode
-
         began = time.monotonic()
         record = None if self.flags.no_metadata else self._record(job.plan, sampled.calls)
-        overwrite = self.flags.overwrite
         if self.flags.save_latents:
-            # Before decoding, so that running out of memory there does not lose the work.
-            job = self._rename_if_taken(job)
-            data = encode_latent(sampled.latents[0].float().cpu().numpy(), record)
-            write_whole(job.path.with_suffix(LATENT_SUFFIX), data, overwrite=overwrite)
-        picture = decode(self.engine, sampled.latents)[0]
+            job = self._keep_latent(job, sampled, record)
+        picture = self._decode(job, sampled, record)
         for canvas in sampled.canvases:
             picture = canvas.finish(picture)
         data = encode_picture(picture, self.run.names.destination.format, record)
@@ -213,6 +208,27 @@ class _Artist:
             path = self._write(job, data)
             self.tally.done += 1
             self._report(job, path, data, sampled.calls, sampled.seconds + time.monotonic() - began)
+
+    def _decode(self, job: Job, sampled: "_Sampled", record: Record | None) -> "Picture":
+        """The picture; where it cannot be made, the work of the sampler is not lost: the error says where it lies."""
+        from sdxl_core.pipeline import decode
+
+        try:
+            return decode(self.engine, sampled.latents, decoding=job.plan.decoding, reporter=self.view)[0]
+        except (NumericsError, MemoryExhaustedError) as error:
+            if not self.flags.save_latents:
+                job = self._keep_latent(job, sampled, record)
+            kept = job.path.with_suffix(LATENT_SUFFIX)
+            error.message += f"; its latent is kept in {kept}"
+            error.hint = f"{error.hint}; 'sdxl decode {kept}' makes the picture of it"
+            raise
+
+    def _keep_latent(self, job: Job, sampled: "_Sampled", record: Record | None) -> Job:
+        """Write the latent beside where the picture goes; the job under the name that was free for both."""
+        job = self._rename_if_taken(job)
+        data = encode_latent(sampled.latents[0].float().cpu().numpy(), record)
+        write_whole(job.path.with_suffix(LATENT_SUFFIX), data, overwrite=self.flags.overwrite)
+        return job
 
     def _write(self, job: Job, data: bytes) -> Path:
         """Under the promised name, or the next free one if another program took it meanwhile."""

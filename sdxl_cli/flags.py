@@ -25,6 +25,15 @@ T = TypeVar("T")
 WHAT, HOW, SIZES, WHERE, OUTPUT, SHOW = "What to draw", "How to draw it", "Sizes", "Where it runs", "Output", "Report"
 
 
+class DecodingName(StrEnum):
+    """Ways to make pictures of latents; see `sdxl_core.config.Decoding`."""
+
+    auto = "auto"
+    whole = "whole"
+    pieces = "pieces"
+    tiles = "tiles"
+
+
 class Format(StrEnum):
     """Picture formats."""
 
@@ -219,6 +228,14 @@ class DrawFlags:
     attention: Annotated[
         str, value("--attention", metavar="NAME", help="auto, or a backend such as sdpa, cudnn, flash.", panel=WHERE)
     ] = "auto"
+    decoding: Annotated[
+        DecodingName | None,
+        typer.Option(
+            "--decoding",
+            help="How pictures are made of latents: pieces are the same in little memory, tiles are blended.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None
     batch_size: Annotated[
         int,
         value("--batch-size", "-b", metavar="N", help="Pictures sampled together; does not change them.", panel=WHERE),

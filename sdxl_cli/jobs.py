@@ -59,6 +59,7 @@ _FLAG_OF = {
     "recipe.guider.scale": "--guidance",
     "recipe.guider.interval": "--guidance-interval",
     **{f"recipe.guider.{method}": f"--guider {method}" for method in GUIDANCE_METHODS},
+    "recipe.decoding": "--decoding",
     "recipe.sampler": "--sampler",
     "recipe.discretization": "--schedule",
     "recipe.source.strength": "--strength",
@@ -167,7 +168,7 @@ def _choose_model(flags: DrawFlags, overrides: Mapping[str, Any], console: Conso
         path = find_file(flags.model, folders)
         header = read_header(path)
         found = detect(header)
-        preset = _load(flags.preset or _preset_for(found, read_markers(header).prediction), overrides)
+        preset = _load(flags.preset or preset_for(found, read_markers(header).prediction), overrides)
         if found.kind != preset.model.kind:
             check_model(header, preset.model, {})
         console.note(f"{path.name} is {found.title} ({found.reason})")
@@ -218,7 +219,7 @@ def _published(name: str, folders: Sequence[Path]) -> bool:
     return True
 
 
-def _preset_for(found: Detection, prediction: PredictionName | None) -> str:
+def preset_for(found: Detection, prediction: PredictionName | None) -> str:
     """The preset whose network is the file's; the published base where none is, whose loading will then say why."""
     name = _model_preset_for(found)
     return RANGE_PRESET if name == DEFAULT_PRESET and prediction in ("edm", "edm_v") else name
@@ -254,6 +255,7 @@ def _overrides(flags: DrawFlags, console: Console, pictures: Pictures | None) ->
         "recipe.guider.scale": flags.guidance,
         "recipe.guider.interval": parse_interval(flags.guidance_interval),
         **parse_guiders(flags.guider or ()),
+        "recipe.decoding": flags.decoding and flags.decoding.value,
         "recipe.sampler.name": sampler,
         **{f"recipe.sampler.{key}": value for key, value in sampler_options.items()},
         **_levels(flags, console),

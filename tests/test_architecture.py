@@ -47,6 +47,7 @@ FLOORS = {
     "sdxl_core.from_pictures": 4,
     "sdxl_core.records": 4,
     "sdxl_core.picture_files": 4,
+    "sdxl_core.latent_files": 4,
     "sdxl_core.training": 4,
     "sdxl_cli": 5,
 }
@@ -88,6 +89,7 @@ TORCH_FREE = [
     "sdxl_core.records",
     "sdxl_core.texts",
     "sdxl_core.picture_files",
+    "sdxl_core.latent_files",
     "sdxl_core.training.config",
     "sdxl_core.training.presets",
     "sdxl_cli.app",
