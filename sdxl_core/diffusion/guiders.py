@@ -222,7 +222,9 @@ def build_guider(
 
     Raises:
         ScheduleError: an interval without a step, or no step that moves.
+        UsageError: a stage that this network does not have.
     """
+    config.check_stages(network.attended_stages())
     return Guider(
         config,
         resolve_window(config.interval, sigmas),

@@ -312,6 +312,19 @@ def test_prompts_joined_by_and_are_in_the_picture_with_their_weights(engine: Eng
     assert relative(halves, latents(engine, plan_of())) < 1e-5
 
 
+def test_a_stage_that_the_network_lacks_is_refused_where_a_plan_comes_from_elsewhere(engine: Engine) -> None:
+    plan = plan_of(guider=GuiderConfig(pag=PagConfig(stages=("input_blocks.1",))))
+    with pytest.raises(UsageError, match=r"'input_blocks\.1' is no stage of the network with attention"):
+        latents(engine, plan)
+
+
+def test_every_way_of_guidance_runs_in_half_precision(checkpoint: Path) -> None:
+    half = load_engine(tiny_config(), checkpoint, device="cpu", dtype="bfloat16")
+    guider = GuiderConfig(**METHODS | {"seg": SegConfig(blur=1.5)})
+    plan = plan_of(guider=guider, steps=2, prompt="a cat AND a hat :0.5", negative="blurry")
+    assert latents(half, plan).isfinite().all()
+
+
 def test_perp_neg_starts_from_the_empty_prompt(engine: Engine) -> None:
     guider = GuiderConfig(perp_neg=PerpNegConfig())
     prompts = condition(engine, [plan_of(guider=guider, negative="blurry")], uncond=True)
