@@ -24,7 +24,7 @@ INPUT = "input"
 """The --aspect that is each picture's own."""
 
 _PICTURE_NAME = re.compile(r"\S+\.(png|jpe?g|webp|tiff?|bmp|gif|avif|heic)", re.IGNORECASE)
-_MARGINS = re.compile(r"(\d{1,5}),(\d{1,5}),(\d{1,5}),(\d{1,5})", re.ASCII)
+_MARGINS = re.compile(r"(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +176,11 @@ def describe_start(plan: Plan) -> list[tuple[str, str]]:
 
 
 def describe_strength(plan: Plan) -> str:
-    """`0.3 of 30 steps: 9 steps, sigma 0.875 to 0`; `9 steps at strength 0.3 of a schedule of 30: ...` where exact."""
+    """`0.3 of 30 steps: 9 steps, sigma 0.8299 to 0`: of the whole schedule the part that is walked."""
     assert plan.source is not None
-    strength, sigmas = plan.source.strength, plan.sigmas()
+    strength, sigmas = plan.source.strength, plan.schedule()
     walked = len(sigmas) - 1
-    total = plan.source.schedule_steps(plan.steps)
+    total = plan.source.schedule_steps(plan.steps, exact=plan.conventions.strength == "exact")
     steps = f"{walked} step{'' if walked == 1 else 's'}"
     return f"{strength:g} of {total} steps: {steps}, sigma {sigmas[0]:.4g} to {sigmas[-1]:.3g}"
 

@@ -11,9 +11,8 @@ from sdxl_core.errors import ScheduleError, UsageError
 LONGEST_SCHEDULE = 1000
 _SAME_SHAPE = 0.02  # in ln(width / height): what rounding does to a mask of another size
 
-Margins = tuple[
-    Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]
-]
+Margin = Annotated[int, Field(ge=0, le=16384)]
+Margins = tuple[Margin, Margin, Margin, Margin]
 """(left, top, right, bottom) in pixels."""
 
 
@@ -111,11 +110,18 @@ def build_source(
         margins: (left, top, right, bottom) pixels to be added and painted.
 
     Raises:
-        UsageError: a mask of another shape than the picture, or an inpainting model without anything to paint.
+        UsageError: a picture of nearly nothing, a mask of another shape than the picture, or an inpainting model
+            without anything to paint.
     """
+    height, width = picture.size
+    if min(height, width) < model.first_stage.factor:
+        raise UsageError(
+            f"{picture.name} is {width}x{height}, less than one latent cell of {model.first_stage.factor} pixels",
+            hint="scale it up first",
+        )
     condition = model.kind if model.kind in ("inpaint", "edit") else "none"
     if mask is not None and abs(_shape(mask) - _shape(picture)) > _SAME_SHAPE:
-        (mask_height, mask_width), (height, width) = mask.size, picture.size
+        mask_height, mask_width = mask.size
         raise UsageError(
             f"the mask {mask.name} is {mask_width}x{mask_height} and {picture.name} is {width}x{height}: "
             "they have not the same shape",

@@ -18,8 +18,8 @@ EPILOG = """
 def img2img(flags: Img2ImgFlags) -> None:
     """Draw pictures that start from PICTURE and show what PROMPT says; print their paths.
 
-    Without --size they have the picture's own size, to the next multiple of 8. With --mask or --pad a part is painted
-    and all else stays to the byte.
+    Without --size they have the picture's own size, to the nearest multiple of 8; --aspect input takes the nearest that
+    the model was trained on. With --mask or --pad a part is painted and all else stays to the byte.
     """
     from sdxl_cli.jobs import resolve_run
     from sdxl_cli.pictures import gather_pictures

@@ -134,6 +134,12 @@ def test_the_size_is_what_was_asked_for(img2img: Sdxl) -> None:
         assert facts["plan"]["size"] == [size[1], size[0]], argv
 
 
+def test_a_size_far_beyond_the_models_is_warned_of(img2img: Sdxl) -> None:
+    picture(width=200, height=100)
+    assert "200x96 is 4.7 times the area that tiny-base was trained on" in img2img("photo.png", "x", "--dry-run").err
+    assert "times the area" not in img2img("photo.png", "x", "--dry-run", "--aspect", "input").err
+
+
 def test_a_dry_run_tells_where_it_starts(img2img: Sdxl) -> None:
     picture(), mask()
     result = img2img("photo.png", "a cat", "--mask", "mask.png", "--mask-grow", 3, "--dry-run")
@@ -165,6 +171,11 @@ def test_networks_that_are_shown_a_picture(sdxl: Sdxl, tmp_path: Path, kind: Any
     assert result.code == 0, result.err
     assert "strength 1 of 2 steps" in result.err
     assert plan_in(result.paths[0]).source.condition == kind  # type: ignore[union-attr]
+    if kind == "edit":
+        other = write_preset(tmp_path / "other.toml", config, "[recipe.guider.rescale]\nphi = 0.7\n")
+        guided = sdxl("img2img", "photo.png", "a cat", *run, "--preset", other)
+        assert (guided.code, guided.out) == (2, "")
+        assert "an editing model is guided by words and a picture alone" in guided.err
     refused = sdxl("gen", "a cat", *run)
     assert (refused.code, refused.out) == (2, "")
     assert "draws from pictures, not from words alone" in refused.err
@@ -199,6 +210,7 @@ BAD = {
     "only masked without a mask": (("photo.png", "a cat", "--only-masked"), 2, "--only-masked needs a mask"),
     "pad of nothing": (("photo.png", "a cat", "--pad", "0,0,0,0"), 2, "--pad '0,0,0,0' adds nothing"),
     "pad of one": (("photo.png", "a cat", "--pad", "8"), 2, "--pad '8' adds nothing"),
+    "one pixel": (("dot.png", "a cat"), 2, "dot.png is 1x1, less than one latent cell"),
     "no colour": (("photo.png", "a cat", "--background", "whit"), 2, "'whit' is no colour"),
     "grown by less": (("photo.png", "a cat", "--mask", "mask.png", "--mask-grow", -1), 2, "--mask-grow: "),
     "bad aspect": (("photo.png", "a cat", "--aspect", "inputs"), 2, "--aspect 'inputs' is no shape"),
@@ -208,6 +220,7 @@ BAD = {
 @pytest.mark.parametrize("case", list(BAD))
 def test_bad_input_is_one_error_and_harms_no_file(img2img: Sdxl, case: str) -> None:
     picture(), mask(), mask("wide.png", 128, 64), mask("black.png", value=0)
+    picture("dot.png", 1, 1)
     Path("notes.txt").write_text("a cat")
     Path("cut.png").write_bytes(Path("photo.png").read_bytes()[:-2000])
     before = {path.name: path.read_bytes() for path in Path().iterdir()}
