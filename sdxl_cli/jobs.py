@@ -42,7 +42,8 @@ from sdxl_core.presets import Preset, list_presets, load_preset
 from sdxl_core.texts import token_report
 
 DEFAULT_PRESET, FALLBACK_PRESET = "sdxl-base-1.0", "micro"
-RANGE_PRESET = "sdxl-edm"  # of models of the published network that were trained over a range of levels
+# Of models of a published network that were trained over a range of levels.
+RANGE_PRESETS = {DEFAULT_PRESET: "sdxl-edm", "sdxl-edit": "sdxl-edit-edm"}
 MOST_PICTURES = 100_000  # every one of them is planned before the first is drawn
 LATENT_SUFFIX = ".latent.safetensors"
 _FLAG_OF = {
@@ -222,7 +223,7 @@ def _published(name: str, folders: Sequence[Path]) -> bool:
 def preset_for(found: Detection, prediction: PredictionName | None) -> str:
     """The preset whose network is the file's; the published base where none is, whose loading will then say why."""
     name = _model_preset_for(found)
-    return RANGE_PRESET if name == DEFAULT_PRESET and prediction in ("edm", "edm_v") else name
+    return RANGE_PRESETS.get(name, name) if prediction in ("edm", "edm_v") else name
 
 
 def _model_preset_for(found: Detection) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support_cli import Sdxl
+from support_files import published_shapes, sparse_file
 from support_tiny import tiny_config, write_preset, write_tiny_checkpoint
 
 from sdxl_core.picture_files import read_record
@@ -179,6 +180,17 @@ def test_networks_that_are_shown_a_picture(sdxl: Sdxl, tmp_path: Path, kind: Any
     refused = sdxl("gen", "a cat", *run)
     assert (refused.code, refused.out) == (2, "")
     assert "draws from pictures, not from words alone" in refused.err
+
+
+@pytest.mark.parametrize(("channels", "preset"), [(9, "sdxl-inpaint"), (8, "sdxl-edit")])
+def test_a_file_of_the_published_shape_finds_its_preset(sdxl: Sdxl, channels: int, preset: str) -> None:
+    shapes = published_shapes("base")
+    shapes["model.diffusion_model.input_blocks.0.0.weight"][1] = channels
+    sparse_file(Path("found.safetensors"), shapes)
+    picture(), mask()
+    result = sdxl("img2img", "photo.png", "a cat", "--mask", "mask.png", "--model", "found.safetensors", "--dry-run")
+    assert result.code == 0, result.err
+    assert f" {preset}: " in result.out
 
 
 def test_an_inpainting_model_must_be_told_what_to_paint(sdxl: Sdxl) -> None:

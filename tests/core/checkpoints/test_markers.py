@@ -128,3 +128,10 @@ def test_a_name_can_only_hint(name: str, prediction: str | None) -> None:
 def test_metadata_of_any_text_is_no_crash(tmp_path: Path) -> None:
     text = json.dumps({"a": "\x1b[31m" * 100})
     assert markers_of(tmp_path, {}, {"modelspec.prediction_type": text}) == Markers()
+
+
+def test_cosxls_editing_model_is_shown_scaled_latents() -> None:
+    model = tiny_config("edit")
+    assert not adapt_model(model, Markers())[0].scale_shown
+    assert adapt_model(model, Markers("edm_v", "has edm_vpred.*", sigma_min=0.002, sigma_max=120.0))[0].scale_shown
+    assert adapt_model(model.model_copy(update={"scale_shown": True}), Markers())[0].scale_shown
