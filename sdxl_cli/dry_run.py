@@ -10,6 +10,7 @@ from sdxl_cli.tables import print_pairs, print_table, with_options
 from sdxl_core.batching import batches, network_rows, total_calls
 from sdxl_core.compat import WORDS, Conventions, empty_negative
 from sdxl_core.config import DiscretizationConfig
+from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.plan import Plan
 
 
@@ -77,6 +78,7 @@ def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
     groups = list(batches([job.plan for job in run.jobs], flags.batch_size))
     options = "".join(f", {key} {value}" for key, value in plan.sampler.options().items())
     calls = total_calls(groups)
+    steps = f"{plan.steps} steps" if SAMPLERS[plan.sampler.name].calls is not None else "steps of its own"
     made = "as many as each picture needs," if calls is None else calls
     shown = [f"{sigma:.4g}" for sigma in sigmas]
     levels = " ".join(shown if len(shown) <= 8 else [*shown[:4], "...", *shown[-4:]])
@@ -88,7 +90,7 @@ def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
         ("vae file", "" if run.vae_path is None else str(run.vae_path)),
         *describe_start(plan),
         ("negative", plan.negative),
-        ("sampler", f"{plan.sampler.name}{options}, {plan.steps} steps"),
+        ("sampler", f"{plan.sampler.name}{options}, {steps}"),
         ("schedule", _schedule_text(plan.discretization)),
         ("sigmas", levels),
         ("guidance", _guidance(plan)),

@@ -159,7 +159,7 @@ class DrawFlags:
         value(
             "--sampler",
             metavar="NAME",
-            help="Sampler; options follow as NAME:key=value,...",
+            help="A name of 'sdxl samplers list'; options follow as NAME:key=value,...",
             panel=HOW,
             complete=complete_sampler,
         ),

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sdxl_cli.cautions import warn_of_guidance, warn_of_lost_words
 from sdxl_cli.console import Console, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.options import (
@@ -30,7 +31,6 @@ from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.header import read_header
 from sdxl_core.checkpoints.markers import Markers, adapt_model, named_prediction, read_markers
 from sdxl_core.compat import resolve_program
-from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
 from sdxl_core.config import ModelConfig, PredictionName
 from sdxl_core.diffusion.samplers import check_options
 from sdxl_core.errors import CheckpointError, PresetError, SdxlError, UsageError
@@ -39,7 +39,6 @@ from sdxl_core.naming import Destination, NameFields, Names, resolve_destination
 from sdxl_core.plan import Plan, build_plan
 from sdxl_core.prediction import prediction_name, resolve_prediction
 from sdxl_core.presets import Preset, list_presets, load_preset
-from sdxl_core.texts import token_report
 
 DEFAULT_PRESET, FALLBACK_PRESET = "sdxl-base-1.0", "micro"
 # Of models of a published network that were trained over a range of levels.
@@ -336,7 +335,9 @@ def _plans(
             if len(wanted) == 1 or not error.message.startswith("the prompt"):
                 raise
             raise UsageError(f"prompt {number} of {len(wanted)}: {error.message}", hint=error.hint) from None
-        _warn_of_lost_words(first, preset.model, console)
+        warn_of_lost_words(first, preset.model, console)
+        if number == 1:
+            warn_of_guidance(first, console)
         if start is not None:
             warn_of_size(first, preset.model, console)
         plans += [(plan, start) for plan in first.pictures(flags.count)]
@@ -345,27 +346,6 @@ def _plans(
     if plans[0][0].source is not None and not flags.print_config:
         console.note(f"strength {describe_strength(plans[0][0])}")
     return plans
-
-
-def _warn_of_lost_words(plan: Plan, model: ModelConfig, console: Console) -> None:
-    for count in token_report(plan, model):
-        if count.lost:
-            tail = lost_tail(count.words)
-            console.warn(
-                f"the {count.text} has {count.tokens} tokens and only {MAX_TOKENS} fit: the last {count.lost} are "
-                f"not read: ...{shorten(tail, 200)}"
-            )
-
-
-def lost_tail(text: str) -> str:
-    """The words at the end of a prompt that no text encoder reads, from the first that is not read in full."""
-    words = re.findall(r"\s*\S+", text)
-    count = Tokenizer("clip").count
-    low, high = 0, len(words)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if count("".join(words[:middle])) <= MAX_TOKENS else (low, middle - 1)
-    return "".join(words[low:]).strip()
 
 
 def _name(

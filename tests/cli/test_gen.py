@@ -179,9 +179,18 @@ def test_a_dry_run_shows_the_jobs_and_touches_nothing(gen: Sdxl) -> None:
     assert os.listdir() == []
 
 
+def test_a_cfg_pp_sampler_asks_for_little_guidance(gen: Sdxl) -> None:
+    flags = ("a cat", "a dog", "--seed", 7, "--sampler", "euler_cfg_pp", "--dry-run")
+    assert gen(*flags, "--guidance", 5).err.count("is meant for a guidance of 0.5 to 1.5, and 5 is more") == 1
+    assert "guidance" not in gen(*flags, "--guidance", 1).err
+    assert "guidance" not in gen("a cat", "--seed", 7, "--guidance", 5, "--dry-run").err
+
+
 def test_calls_that_nobody_knows_beforehand_are_recorded_as_they_were_made(gen: Sdxl) -> None:
     adaptive = ("a cat", "--seed", 7, "--sampler", "dpm_adaptive:order=2,rtol=0.2")
-    assert "as many as each picture needs, in 1 batch" in gen(*adaptive, "--dry-run").out
+    shown = gen(*adaptive, "--dry-run").out
+    assert "as many as each picture needs, in 1 batch" in shown
+    assert "rtol 0.2, steps of its own" in shown
     assert json.loads(gen(*adaptive, "--dry-run", "--json").out)["model_calls"] is None
     result = gen(*adaptive)
     with Image.open(result.paths[0]) as picture:

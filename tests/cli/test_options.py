@@ -9,8 +9,8 @@ import tomli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdxl_cli.cautions import lost_tail
 from sdxl_cli.console import counted, safe, shorten
-from sdxl_cli.jobs import lost_tail
 from sdxl_cli.options import (
     ATTENTIONS,
     DTYPES,

@@ -57,7 +57,7 @@ def ipndm_v(denoise: Denoise, x: Tensor, sigmas: Sequence[float], *, noise: Nois
     """Improved PNDM with weights that fit the levels: deterministic, fourth order, one model call a step.
 
     That is `lms`, but for a step to level 0, which is Euler's. The weights in the published code of this name agree on
-    even levels up to third order; elsewhere three slips in them cost up to two orders.
+    even levels up to third order; elsewhere slips in its fractions make them others.
 
     Args:
         denoise: see `Denoise`.
