@@ -1,6 +1,7 @@
 """Pictures as other programs draw them, where programs differ."""
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,9 @@ def test_an_unknown_program_is_one_clear_error(gen: Sdxl) -> None:
     assert result.code == 2
     assert "unknown program 'a111'; did you mean a1111?" in result.err
     assert "one of: a1111, comfy, diffusers, sgm" in result.err
+
+
+def test_the_page_in_docs_is_the_tables_own() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    made = runpy.run_path(str(docs / "make_compat_md.py"))["document"]()
+    assert made == (docs / "compat.md").read_text(encoding="utf-8")

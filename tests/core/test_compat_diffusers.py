@@ -1,14 +1,18 @@
 """`compat = "diffusers"` against diffusers' own pipeline: its schedulers space the timesteps themselves here."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
     StableDiffusionXLPipeline,
 )
 from support_chain import SDXL_BETAS, chain_parts
@@ -16,7 +20,9 @@ from support_networks import relative_error
 from support_tiny import tiny_config, tiny_tensors, write_tiny_checkpoint
 from torch import Tensor
 
-from sdxl_core.config import RecipeConfig
+from sdxl_core.checkpoints.markers import Markers, adapt_model
+from sdxl_core.config import ModelConfig, RecipeConfig
+from sdxl_core.diffusion.denoiser import Denoiser
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.pipeline import sample
 from sdxl_core.plan import Plan, build_plan
@@ -41,6 +47,8 @@ CASES = {
     },
     "heun karras": ("heun", "karras", HeunDiscreteScheduler(**PUBLISHED, use_karras_sigmas=True)),
     **{f"dpmpp_2m {s}": ("dpmpp_2m", s, DPMSolverMultistepScheduler(**SPACED[s])) for s in SPACED},
+    "lms leading": ("lms", "leading", LMSDiscreteScheduler(**PUBLISHED)),
+    "ddim leading": ("ddim", "leading", DDIMScheduler(**PUBLISHED, clip_sample=False)),
     "dpmpp_2m karras": ("dpmpp_2m", "karras", DPMSolverMultistepScheduler(**PUBLISHED, use_karras_sigmas=True)),
 }
 
@@ -59,10 +67,12 @@ def theirs() -> StableDiffusionXLPipeline:
     return pipeline
 
 
-def plans_of(sampler: str, schedule: str, compat: str | None = "diffusers") -> list[Plan]:
+def plans_of(
+    sampler: str, schedule: str, compat: str | None = "diffusers", model: ModelConfig | None = None, **options: float
+) -> list[Plan]:
     recipe = {"compat": compat, "steps": STEPS, "guider": {"scale": 4.0}}
-    recipe |= {"sampler": {"name": sampler}, "discretization": {"name": schedule}}
-    preset = Preset("tiny", "", tiny_config(), RecipeConfig.model_validate(recipe), {})
+    recipe |= {"sampler": {"name": sampler}, "discretization": {"name": schedule, **options}}
+    preset = Preset("tiny", "", model or tiny_config(), RecipeConfig.model_validate(recipe), {})
     return build_plan(preset, PROMPT, seed=SEED).pictures(COUNT)
 
 
@@ -93,6 +103,31 @@ def test_the_same_words_and_seed_give_the_same_latents(
     sampler, schedule, theirs.scheduler = CASES[case]
     expected = diffusers_latents(theirs)
     assert relative_error(our_latents(ours, plans_of(sampler, schedule)), expected) <= TOLERANCE
+
+
+OTHERS: dict[str, tuple[str, dict[str, float], Any]] = {
+    "v": ("trailing", {}, EulerDiscreteScheduler(**SPACED["trailing"], prediction_type="v_prediction")),
+    "v_ztsnr_diffusers": (
+        "trailing",
+        {},
+        EulerDiscreteScheduler(**SPACED["trailing"], prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    ),
+    "edm": ("edm", {"rho": 7.0}, EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5)),
+    "edm_v": (
+        "edm",
+        {"rho": 7.0},
+        EDMEulerScheduler(sigma_min=0.002, sigma_max=120.0, sigma_data=1.0, prediction_type="v_prediction"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_whatever_the_network_predicts(ours: Engine, theirs: StableDiffusionXLPipeline, name: Any) -> None:
+    schedule, options, theirs.scheduler = OTHERS[name]
+    model, _ = adapt_model(tiny_config(), Markers(), name)
+    engine = replace(ours, config=model, denoiser=Denoiser(model.denoiser))
+    latents = our_latents(engine, plans_of("euler", schedule, model=model, **options))
+    assert relative_error(latents, diffusers_latents(theirs)) <= TOLERANCE
 
 
 def test_without_it_the_pictures_are_others(ours: Engine, theirs: StableDiffusionXLPipeline) -> None:
