@@ -6,6 +6,7 @@ from sdxl_cli.console import Console, counted, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import Run
 from sdxl_cli.pictures import describe_start
+from sdxl_cli.schedules import described
 from sdxl_cli.tables import print_pairs, print_table, with_options
 from sdxl_core.batching import batches, network_rows, total_calls
 from sdxl_core.compat import WORDS, Conventions, empty_negative
@@ -60,17 +61,10 @@ def _show_conventions(plan: Plan, asked: DiscretizationConfig, console: Console)
     ]
     without = empty_negative(None, "base")
     rows.append(("empty_negative", plan.empty_negative, "the same" if plan.empty_negative == without else without))
-    meant = _schedule_text(plan.discretization)
-    rows.append(("schedule", meant, "the same" if meant == _schedule_text(asked) else _schedule_text(asked)))
+    meant = described(plan.discretization)
+    rows.append(("schedule", meant, "the same" if meant == described(asked) else described(asked)))
     print_table(console, [(f"as {plan.compat}", "left"), ("value", "left"), ("default", "left")], rows)
     console.data("")
-
-
-def _schedule_text(discretization: DiscretizationConfig) -> str:
-    """NAME or NAME:key=value,... as --schedule takes it; a list of levels is named alone."""
-    options = {} if discretization.name == "explicit" else discretization.options()
-    listed = ",".join(f"{key}={value}" for key, value in options.items())
-    return f"{discretization.name}:{listed}" if listed else discretization.name
 
 
 def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
@@ -91,7 +85,7 @@ def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
         *describe_start(plan),
         ("negative", plan.negative),
         ("sampler", f"{plan.sampler.name}{options}, {steps}"),
-        ("schedule", _schedule_text(plan.discretization)),
+        ("schedule", described(plan.discretization)),
         ("sigmas", levels),
         ("guidance", _guidance(plan)),
         ("runs on", f"{plan.device}, dtype {plan.dtype}, attention {plan.attention}"),

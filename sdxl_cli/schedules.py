@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sdxl_cli.options import parse_choice
 from sdxl_cli.prompts import STDIN
+from sdxl_core.config import DiscretizationConfig
 from sdxl_core.diffusion.levels import check_sigmas
 from sdxl_core.diffusion.schedules import ALIASES, MOST_STEPS, check_schedule
 from sdxl_core.errors import ScheduleError, UsageError
@@ -27,6 +28,13 @@ def parse_schedule(text: str, flag_name: str) -> tuple[str, dict[str, Option]]:
     except UsageError as error:
         raise UsageError(f"{flag_name}: {error.message}", hint=error.hint) from None
     return name, options
+
+
+def described(schedule: DiscretizationConfig) -> str:
+    """A schedule with its options, as `--schedule` takes them; a list of levels is too long to be said."""
+    options = {key: value for key, value in schedule.options().items() if not isinstance(value, tuple)}
+    pairs = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in options.items()]
+    return f"{schedule.name}:{','.join(pairs)}" if pairs else schedule.name
 
 
 def read_sigmas(text: str) -> tuple[float, ...]:

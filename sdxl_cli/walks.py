@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sdxl_cli.console import Console
-from sdxl_cli.schedules import parse_schedule, read_sigmas
+from sdxl_cli.schedules import described, parse_schedule, read_sigmas
 from sdxl_core.config import DenoiserConfig, DiscretizationConfig
 from sdxl_core.diffusion.discretization import last_levels
 from sdxl_core.diffusion.handover import Handover, find_switch
@@ -59,14 +59,7 @@ def resolve_walk(schedule: DiscretizationConfig, steps: int, denoiser: DenoiserC
     Raises:
         ScheduleError: the list cannot be made.
     """
-    return Walk(_described(schedule), steps, resolve_sigmas(schedule, steps, denoiser))
-
-
-def _described(schedule: DiscretizationConfig) -> str:
-    """A schedule with its options, as `--schedule` takes them; a list of levels is too long to be said."""
-    options = {key: value for key, value in schedule.options().items() if not isinstance(value, tuple)}
-    pairs = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in options.items()]
-    return f"{schedule.name}:{','.join(pairs)}" if pairs else schedule.name
+    return Walk(described(schedule), steps, resolve_sigmas(schedule, steps, denoiser))
 
 
 def given_walk(text: str, steps: int | None) -> Walk:

@@ -125,6 +125,8 @@ class SigmasFlags:
 def sigmas(flags: SigmasFlags) -> None:
     """Show the noise levels that a run walks through."""
     if flags.context.invoked_subcommand is not None:
+        if flags != SigmasFlags(flags.context):
+            raise UsageError("'sdxl sigmas list' takes no flags before its name", hint="write sdxl sigmas list")
         return
     _check(flags)
     from sdxl_cli.show_sigmas import show_betas, show_levels

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from sdxl_core.diffusion.schedules import SCHEDULES
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 120
 
@@ -111,3 +113,20 @@ def test_colours_only_where_they_are_wanted(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("NO_COLOR", "1")
     _, seen = at_terminal(["presets", "show", "nothing"], tmp_path, lambda _: b"")
     assert seen.startswith("error:")
+
+
+def test_schedules_are_drawn_in_colours_of_their_own(tmp_path: Path) -> None:
+    code, seen = at_terminal(["sigmas", "--compare", "karras,beta", "--steps", "9"], tmp_path, lambda _: b"")
+    assert code == 0
+    for colour in (34, 33):
+        assert re.search(rf"\x1b\[{colour}m[\u2801-\u28ff]\x1b\[0m", seen)
+    assert max(len(line) for line in plain(seen).splitlines()) <= 100
+    assert plain(seen).splitlines()[-2:] == ["          ━━ karras", "          ━━ beta"]
+
+
+def test_the_list_of_schedules_keeps_to_one_line_each(tmp_path: Path) -> None:
+    code, seen = at_terminal(["sigmas", "list"], tmp_path, lambda _: b"")
+    lines = plain(seen).splitlines()
+    assert code == 0
+    assert [line.split()[0] for line in lines] == list(SCHEDULES)
+    assert max(map(len, lines)) <= 100
