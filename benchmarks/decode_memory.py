@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from sdxl_core.models.autoencoder import AutoencoderKL
+
 MODES = ("whole", "pieces", "pieces without the finest level", "tiles")
 
 
@@ -32,7 +34,11 @@ def main() -> None:
     parser.add_argument("--mode", action="append", choices=MODES, help="leave out the others")
     parser.add_argument("--strip-mib", type=int, help="size of a strip; default: what the program takes")
     parser.add_argument("--child", nargs=3, metavar=("MODE", "SIZE", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--count", action="store_true", help="count the bytes of tensors instead, without arithmetic")
     args = parser.parse_args()
+    if args.count:
+        count(args)
+        return
     if args.child:
         mode, size, file = args.child
         measure(mode, int(size), args, Path(file))
@@ -55,35 +61,60 @@ def main() -> None:
                 )
 
 
+def count(args: argparse.Namespace) -> None:
+    """Decode tensors that have shapes and no values, and print the most bytes that were alive at once."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import torch
+    from support_memory import LiveBytes
+
+    from sdxl_core.config import FirstStageConfig
+    from sdxl_core.devices import DTYPES
+    from sdxl_core.models.autoencoder import AutoencoderKL
+
+    with torch.device("meta"):
+        model = AutoencoderKL(FirstStageConfig()).to(DTYPES[args.dtype])
+    print("| size | way | tensors alive |\n| --- | --- | --- |")
+    for size in args.size or [512, 1024]:
+        latent = torch.empty(1, 4, size // 8, size // 8, device="meta", dtype=DTYPES[args.dtype])
+        for mode in args.mode or MODES:
+            with torch.no_grad(), LiveBytes() as live:
+                run(mode, model, latent, args)
+            print(f"| {size}x{size} | {mode} | {live.peak / 1e6:.0f} MB |", flush=True)
+
+
+def run(mode: str, model: "AutoencoderKL", latent: "torch.Tensor", args: argparse.Namespace) -> "torch.Tensor":
+    """Decode in one of the ways."""
+    from sdxl_core.first_stage import TILE, TILE_OVERLAP, pieces_for
+    from sdxl_core.models.autoencoder_strips import decode_in_pieces
+    from sdxl_core.ops.tiles import blended
+
+    if mode == "whole":
+        return model.decode(latent)
+    if mode == "tiles":
+        return blended(model.decode, latent, factor=8, tile=TILE, overlap=TILE_OVERLAP)
+    pieces = pieces_for(latent.device, keep_finest=mode == "pieces")
+    if args.strip_mib:
+        pieces = replace(pieces, strip_bytes=args.strip_mib * 2**20)
+    return decode_in_pieces(model, latent, pieces)
+
+
 def measure(mode: str, size: int, args: argparse.Namespace, file: Path) -> None:
     """Decode once; print what it took as JSON and leave the image in `file`."""
     import torch
 
     from sdxl_core.config import FirstStageConfig
     from sdxl_core.devices import DTYPES
-    from sdxl_core.first_stage import TILE, TILE_OVERLAP, pieces_for
     from sdxl_core.models.autoencoder import AutoencoderKL
-    from sdxl_core.models.autoencoder_strips import decode_in_pieces
-    from sdxl_core.ops.tiles import blended
 
     device, dtype = torch.device(args.device), DTYPES[args.dtype]
     torch.manual_seed(0)
     model = AutoencoderKL(FirstStageConfig()).eval().to(device, dtype)
     model.encoder = None  # type: ignore[assignment]  # its weights would hide what a decode takes
     latent = torch.randn(1, 4, size // 8, size // 8).to(device, dtype)
-    pieces = pieces_for(device, keep_finest=mode == "pieces")
-    if args.strip_mib:
-        pieces = replace(pieces, strip_bytes=args.strip_mib * 2**20)
     with torch.inference_mode():
         model.decode(latent[:, :, :4, :4])  # libraries load their kernels
         before, began = _memory(device, peak=False), _clock(device)
-        if mode == "whole":
-            image = model.decode(latent)
-        elif mode == "tiles":
-            image = blended(model.decode, latent, factor=8, tile=TILE, overlap=TILE_OVERLAP)
-        else:
-            image = decode_in_pieces(model, latent, pieces)
-        image = image.float().cpu()
+        image = run(mode, model, latent, args).float().cpu()
     seconds, peak = _clock(device) - began, _memory(device, peak=True)
     torch.save(image, file)
     print(json.dumps({"seconds": seconds, "peak_bytes": peak - before, "process_bytes": peak}))

@@ -47,4 +47,4 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _storage(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()
+    return int(x.untyped_storage()._cdata)  # tensors on the meta device have no address
