@@ -18,7 +18,7 @@ from sdxl_core.checkpoints.detect import detect
 from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.hashing import file_hash
 from sdxl_core.checkpoints.header import read_header
-from sdxl_core.checkpoints.markers import read_markers
+from sdxl_core.checkpoints.markers import adapt_model, read_markers
 from sdxl_core.config import Decoding, ModelConfig
 from sdxl_core.errors import PresetError, SdxlError, UsageError
 from sdxl_core.latent_files import SavedLatent, check_latent, read_latent
@@ -123,8 +123,8 @@ class _Finisher:
         given = flags.vae or flags.model
         path = None if given is None else find_file(given, folders)
         name = flags.preset or (None if plan is None else plan.model) or DEFAULT_PRESET
-        if flags.model is not None and flags.preset is None:
-            header = read_header(find_file(flags.model, folders))
+        header = None if flags.model is None else read_header(find_file(flags.model, folders))
+        if header is not None and flags.preset is None:
             name = preset_for(detect(header), read_markers(header).prediction)
         try:
             model = load_preset(name).model
@@ -133,7 +133,9 @@ class _Finisher:
                 error.message = f"{latent.path}: its model is not known here: {error.message}"
                 error.hint = "name its preset file: --preset"
             raise
-        if plan is not None and flags.preset is None and flags.model is None:
+        if header is not None:
+            model, _ = adapt_model(model, read_markers(header))
+        elif plan is not None and flags.preset is None:
             # A file can say how its latents are scaled, and the record has kept that.
             scaling = plan.model_dump(include={"scale_factor", "latent_mean", "latent_std"})
             model = model.model_copy(update={"first_stage": model.first_stage.model_copy(update=scaling)})

@@ -12,6 +12,7 @@ from sdxl_core.diffusion.repaint import Kept
 from sdxl_core.engine import Engine
 from sdxl_core.first_stage import encode_images
 from sdxl_core.masks import to_cells
+from sdxl_core.models.autoencoder import unscale_latent
 from sdxl_core.pipeline import begin, picture_noise, walk
 from sdxl_core.plan import Plan
 from sdxl_core.source import Source
@@ -72,7 +73,7 @@ def _shown(
     if source.condition == "none":
         return None
     if source.condition == "edit":
-        return latents if config.scale_shown else latents / config.first_stage.scale_factor
+        return latents if config.scale_shown else unscale_latent(latents, config.first_stage)
     masks = [np.where(_mask(canvas) >= _HALF, np.uint8(255), np.uint8(0)) for canvas in canvases]
     grey = torch.from_numpy(np.stack(masks))[:, None] > 0
     cells = torch.from_numpy(np.stack([to_cells(mask, config.first_stage.factor) for mask in masks]))[:, None]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from support_cli import Result, Sdxl
 from support_tiny import tiny_tensors
@@ -130,3 +131,16 @@ def test_inspect_says_what_it_predicts_and_why(sdxl: Sdxl, tmp_path: Path) -> No
     assert document["prediction"] == "edm_v"
     assert document["markers"]["sigma_max"] == 100.0
     assert "sigma 0.004 to 100" in " ".join(sdxl("inspect", tmp_path / "marked-edm_v.safetensors").out.split())
+
+
+def test_a_latent_is_decoded_with_the_statistics_of_its_model(
+    gen: Sdxl, sdxl: Sdxl, tmp_path: Path, tiny_folder: Path
+) -> None:
+    path = marked(tmp_path, "edm")
+    drawn = gen("a cat", "--seed", 1, "--steps", 2, "--model", path, "--save-latents", "-o", "cat.png")
+    assert drawn.code == 0, drawn.err
+    named = ["-p", tiny_folder / "tiny-base.toml", "-m", path, "--device", "cpu"]
+    again = sdxl("decode", "cat.latent.safetensors", *named, "-o", "again.png")
+    assert again.code == 0, again.err
+    with Image.open("cat.png") as one, Image.open("again.png") as other:
+        assert one.tobytes() == other.tobytes()
