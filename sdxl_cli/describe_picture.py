@@ -1,7 +1,7 @@
 """What a picture records about itself, in words."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def record_pairs(record: Mapping[str, Any]) -> Pairs:
         ("seed", plan.get("seed")),
         ("size", _pair(plan.get("size"))),
         *_believed_sizes(plan),
+        *_source(_table(plan.get("source"))),
         ("steps", plan.get("steps")),
         ("sampler", with_options(sampler)),
         ("schedule", with_options(levels)),
@@ -91,6 +92,16 @@ def record_pairs(record: Mapping[str, Any]) -> Pairs:
         ("software", record.get("software")),
     ]
     return [(name, shorten(str(value), 2000)) for name, value in facts if value not in (None, "")]
+
+
+def _source(source: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """The files that the picture started from, and how much of the steps was walked."""
+    for title, key in (("starts from", "picture"), ("mask", "mask")):
+        file = _table(source.get(key))
+        if file:
+            yield title, f"{file.get('name')}, {_pair(file.get('size'))}, sha256 {file.get('sha256')}"
+    if source:
+        yield "strength", _table(source.get("how")).get("strength")
 
 
 def _believed_sizes(plan: Mapping[str, Any]) -> Pairs:

@@ -1,5 +1,6 @@
 """`sdxl img2img` from a picture to a picture, on a model of SDXL's shape."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,16 @@ def test_a_picture_and_a_prompt_become_a_picture(img2img: Sdxl) -> None:
     assert (plan.source.picture.name, plan.source.picture.size, plan.source.strength) == ("photo.png", (50, 70), 0.3)
     assert (plan.original_size, plan.crop_coords_top_left, plan.target_size) == ((48, 72), (0, 0), (48, 72))
     assert (read_record(result.paths[0]).record or {})["sigmas"] == list(plan.sigmas())
+
+
+def test_inspect_says_what_a_picture_starts_from(img2img: Sdxl, sdxl: Sdxl) -> None:
+    sha256 = hashlib.sha256(picture().read_bytes()).hexdigest()
+    mask()
+    drawn = img2img("photo.png", "a cat", "--mask", "mask.png", "--strength", 0.4).paths[0]
+    seen = " ".join(sdxl("inspect", drawn).out.split())
+    assert f"starts from photo.png, 64x64, sha256 {sha256}" in seen
+    assert "mask mask.png, 64x64, sha256 " in seen
+    assert "strength 0.4" in seen
 
 
 def test_strength_1_is_the_picture_from_words(img2img: Sdxl, gen: Sdxl) -> None:
