@@ -76,6 +76,15 @@ def test_a_list_that_keeps_some_noise_is_said(gen: Sdxl) -> None:
     assert "warning: the list ends at 0.5, so noise of that level stays" in result.err
 
 
+@pytest.mark.parametrize("flags", [["--sigmas", TEXT], ["--schedule", "kl_optimal_a1111", "--steps", "2"]])
+def test_a_picture_says_which_levels_it_walked(gen: Sdxl, sdxl: Sdxl, flags: list[str]) -> None:
+    result = gen("a cat", "--seed", 1, "--size", "64x64", *flags)
+    assert result.code == 0, result.err
+    record = json.loads(sdxl("inspect", result.paths[0], "--json").out)["record"]
+    assert record["sigmas"] == list(Plan.from_json(json.dumps(record["plan"])).sigmas())
+    assert record["plan"]["discretization"]["name"] in ("explicit", "kl_optimal_a1111")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
