@@ -53,3 +53,10 @@ def complete_model(_: typer.Context, __: list[str], incomplete: str) -> Candidat
     from sdxl_core.checkpoints.find import list_files
 
     return [file.name for file in list_files(models_folders()) if file.name.startswith(incomplete)]
+
+
+def complete_handover(_: typer.Context, __: list[str], incomplete: str) -> Candidates:
+    """One of each way to hand over to a refiner."""
+    from sdxl_core.diffusion.handover import EXAMPLES
+
+    return [text for text in EXAMPLES if text.startswith(incomplete)]

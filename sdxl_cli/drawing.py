@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import sdxl_core
 from sdxl_cli.boundary import Stopped, finishing
@@ -15,6 +16,7 @@ from sdxl_cli.console import Console, counted, print_error, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
 from sdxl_cli.places import hash_cache
+from sdxl_cli.refiners import resolve_residence
 from sdxl_cli.reporters import View, open_view
 from sdxl_core.batching import batches, total_calls
 from sdxl_core.canvas import Canvas
@@ -24,13 +26,17 @@ from sdxl_core.naming import Names
 from sdxl_core.output import NameTakenError, prepare_directory, write_whole
 from sdxl_core.picture_files import PictureError
 from sdxl_core.plan import Plan
-from sdxl_core.records import Record, Weights, encode_latent, encode_picture
+from sdxl_core.records import Record, Role, Weights, encode_latent, encode_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sdxl_core.diffusion.noise import PictureNoise
     from sdxl_core.engine import Engine
     from sdxl_core.first_stage import Picture
+    from sdxl_core.models.autoencoder import AutoencoderKL
+    from sdxl_core.two_models import TwoModels
+    from sdxl_core.types import Step
 
 SOME_FAILED = 3
 
@@ -38,7 +44,7 @@ SOME_FAILED = 3
 class Hashes:
     """The sha256 of the weights' files, computed beside the sampling; a file that cannot be hashed has none."""
 
-    def __init__(self, files: Sequence[tuple[Literal["model", "vae"], Path]]) -> None:
+    def __init__(self, files: Sequence[tuple[Role, Path]]) -> None:
         self._files = files
         self._found: dict[Path, str] = {}
         # A daemon, so that an interrupted run need not wait for gigabytes to be read.
@@ -77,11 +83,12 @@ class _Tally:
 
 @dataclass(frozen=True, slots=True)
 class _Sampled:
-    """The latents of a batch, the model calls they took, and the seconds, shared evenly among its pictures."""
+    """The latents of a batch, the model calls they took, the seconds, shared evenly among its pictures, and whose."""
 
     latents: "Tensor"
     calls: int
     seconds: float
+    engine: "Engine"
     canvases: Sequence[Canvas] = ()
 
     def of(self, row: int) -> "_Sampled":
@@ -104,11 +111,13 @@ def draw(run: Run, flags: DrawFlags, console: Console) -> int:
     try:
         prepare_directory(run.names.destination.directory)
         with open_view(console) as view:
-            engine = _load(run, run.model_path, flags, view)
-            files: list[tuple[Literal["model", "vae"], Path]] = [("model", run.model_path)]
+            models = _load(run, run.model_path, flags, view)
+            files: list[tuple[Role, Path]] = [("model", run.model_path)]
             if run.vae_path is not None:
                 files.append(("vae", run.vae_path))
-            _Artist(engine, run, flags, console, view, Hashes(files), tally).draw_all()
+            if run.refiner is not None and run.refiner.path is not None:
+                files.append(("refiner", run.refiner.path))
+            _Artist(models, run, flags, console, view, Hashes(files), tally).draw_all()
     except Stopped as stop:
         stop.message += f": {tally}"
         raise
@@ -119,26 +128,35 @@ def draw(run: Run, flags: DrawFlags, console: Console) -> int:
     return tally.exit_code()
 
 
-def _load(run: Run, model_path: Path, flags: DrawFlags, view: View) -> "Engine":
+def _load(run: Run, model_path: Path, flags: DrawFlags, view: View) -> "TwoModels":
+    """The first model in memory, and the second, if there is one, when it is asked for."""
     view.start("starting PyTorch", None)
+    from sdxl_core.devices import resolve_device, resolve_dtype
     from sdxl_core.engine import load_engine
+    from sdxl_core.two_models import TwoModels
 
     view.finish()
-    plan = run.jobs[0].plan
-    return load_engine(
-        run.preset.model,
-        model_path,
-        vae_path=run.vae_path,
-        device=flags.device,
-        dtype=plan.dtype,
-        attention=plan.attention,
-        reporter=view,
-    )
+    plan, refiner = run.jobs[0].plan, run.refiner
+    device = resolve_device(flags.device)
+    load = partial(load_engine, device=device, dtype=plan.dtype, attention=plan.attention, reporter=view)
+
+    def base(first_stage: "AutoencoderKL | None") -> "Engine":
+        return load(run.preset.model, model_path, vae_path=run.vae_path, first_stage=first_stage)
+
+    if refiner is None or refiner.path is None:
+        models = TwoModels(base)
+    else:
+        dtype = resolve_dtype(plan.dtype, device)
+        residence, _ = resolve_residence(flags, model_path, refiner.path, device, dtype)
+        second = partial(load, refiner.preset.model, refiner.path)
+        models = TwoModels(base, lambda first_stage: second(first_stage=first_stage), residence)
+    models.base()
+    return models
 
 
 @dataclass(frozen=True, slots=True)
 class _Artist:
-    engine: "Engine"
+    models: "TwoModels"
     run: Run
     flags: DrawFlags
     console: Console
@@ -176,17 +194,34 @@ class _Artist:
                 self._fail(job, error)
 
     def _sample(self, group: Sequence[Job]) -> "_Sampled":
-        from sdxl_core.from_pictures import sample_from
-        from sdxl_core.pipeline import sample
+        from sdxl_core.pipeline import picture_noise, refine
 
         began, plans = time.monotonic(), [job.plan for job in group]
         self.view.begin_batch(self._title(group), plans[0].model_calls())
         canvases = [job.start.canvas(job.plan) for job in group if job.start is not None]
+        noise = picture_noise(self.models.base(), plans)
+        latents, calls = self._walk(self._begin(plans, canvases, noise))
+        engine = self.models.base() if plans[0].refiner is None else self.models.refiner()
+        if plans[0].refiner is not None:
+            latents, more = self._walk(refine(engine, plans, latents, noise))
+            calls += more
+        return _Sampled(latents, calls, (time.monotonic() - began) / len(group), engine, canvases)
+
+    def _begin(self, plans: Sequence[Plan], canvases: Sequence[Canvas], noise: "PictureNoise") -> "Iterator[Step]":
+        """The walk of the first model, which nothing here may hold on to: its memory may be wanted for the second."""
+        from sdxl_core.from_pictures import sample_from
+        from sdxl_core.pipeline import sample
+
+        engine = self.models.base()
+        return sample_from(engine, plans, canvases, noise) if canvases else sample(engine, plans, noise)
+
+    def _walk(self, steps: "Iterator[Step]") -> "tuple[Tensor, int]":
+        """The latents that a walk ends with, and the model calls it took."""
         calls = 0
-        for step in sample_from(self.engine, plans, canvases) if canvases else sample(self.engine, plans):
+        for step in steps:
             self.view.step(step.calls)
             calls += step.calls
-        return _Sampled(step.x, calls, (time.monotonic() - began) / len(group), canvases)
+        return step.x, calls
 
     def _title(self, group: Sequence[Job]) -> str:
         if self.tally.total == 1:
@@ -197,7 +232,7 @@ class _Artist:
 
     def _finish(self, job: Job, sampled: "_Sampled") -> None:
         began = time.monotonic()
-        record = None if self.flags.no_metadata else self._record(job.plan, sampled.calls)
+        record = None if self.flags.no_metadata else self._record(job.plan, sampled)
         if self.flags.save_latents:
             job = self._keep_latent(job, sampled, record)
         picture = self._decode(job, sampled, record)
@@ -214,7 +249,7 @@ class _Artist:
         from sdxl_core.pipeline import decode
 
         try:
-            return decode(self.engine, sampled.latents, decoding=job.plan.decoding, reporter=self.view)[0]
+            return decode(sampled.engine, sampled.latents, decoding=job.plan.decoding, reporter=self.view)[0]
         except (NumericsError, MemoryExhaustedError) as error:
             if not self.flags.save_latents:
                 job = self._keep_latent(job, sampled, record)
@@ -248,19 +283,24 @@ class _Artist:
             return job
         return replace(job, path=self.run.names.next(job.fields))
 
-    def _record(self, plan: Plan, calls: int) -> Record:
+    def _record(self, plan: Plan, sampled: "_Sampled") -> Record:
         weights = self.hashes.weights()
-        stamped = self.engine.stamp(plan)
+        stamped = sampled.engine.stamp(plan)
         hashes = {w.role: w.sha256 for w in weights}
-        stamped = stamped.model_copy(update={"file_sha256": hashes["model"], "vae_sha256": hashes.get("vae")})
+        known: dict[str, object] = {"file_sha256": hashes["model"], "vae_sha256": hashes.get("vae")}
+        if plan.refiner is not None:
+            known["refiner"] = plan.refiner.model_copy(update={"file_sha256": hashes["refiner"]})
+        stamped = stamped.model_copy(update=known)
         return Record(
             software=f"sdxl {sdxl_core.__version__}",
             plan=stamped,
             sigmas=plan.sigmas(),
-            model_calls=calls,
+            refiner_sigmas=plan.refiner_sigmas(),
+            switch=plan.switch(),
+            model_calls=sampled.calls,
             weights=weights,
             versions=_versions(),
-            device_name=_device_name(self.engine),
+            device_name=_device_name(sampled.engine),
         )
 
     def _report(self, job: Job, path: Path, data: bytes, calls: int, seconds: float) -> None:
@@ -297,6 +337,7 @@ def _facts(job: Job, path: Path, data: bytes, seconds: float, latents: bool) -> 
         "steps": plan.steps,
         "sampler": plan.sampler.name,
         "preset": plan.model,
+        "refiner": None if plan.refiner is None else plan.refiner.model,
         "seconds": round(seconds, 3),
         "sha256": hashlib.sha256(data).hexdigest(),
         "latent": str(path.with_suffix(LATENT_SUFFIX)) if latents else None,

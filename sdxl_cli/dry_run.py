@@ -6,6 +6,7 @@ from sdxl_cli.console import Console, counted, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import Run
 from sdxl_cli.pictures import describe_start
+from sdxl_cli.refiners import describe_handover, resolve_residence
 from sdxl_cli.schedules import described
 from sdxl_cli.tables import print_pairs, print_table, with_options
 from sdxl_core.batching import batches, network_rows, total_calls
@@ -27,6 +28,7 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
                     "path": str(job.path),
                     "plan": plan,
                     "sigmas": job.plan.sigmas(),
+                    "refiner_sigmas": job.plan.refiner_sigmas(),
                     "model_calls": calls,
                     "network_rows": rows,
                 }
@@ -88,10 +90,27 @@ def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
         ("schedule", described(plan.discretization)),
         ("sigmas", levels),
         ("guidance", _guidance(plan)),
+        *_refiner(run, flags),
         ("runs on", f"{plan.device}, dtype {plan.dtype}, attention {plan.attention}"),
         ("model calls", f"{made} in {counted(len(groups), 'batch', 'batches')}{_rows(plan)}"),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _refiner(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
+    """How the second model goes on, from which file, and where each of the two is meanwhile."""
+    if run.refiner is None:
+        return []
+    model = run.refiner.preset.model
+    facts = [("refiner", describe_handover(run.jobs[0].plan))]
+    if run.refiner.path is None or run.model_path is None:
+        return [*facts, ("refiner file", f"{model.file.name} (missing: sdxl pull {model.name})")]
+    from sdxl_core.devices import resolve_device, resolve_dtype
+
+    device = resolve_device(flags.device)
+    dtype = resolve_dtype(run.jobs[0].plan.dtype, device)
+    _, words = resolve_residence(flags, run.model_path, run.refiner.path, device, dtype)
+    return [*facts, ("refiner file", str(run.refiner.path)), ("memory", words)]
 
 
 def _guidance(plan: Plan) -> str:

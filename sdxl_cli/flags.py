@@ -11,6 +11,7 @@ import typer
 
 from sdxl_cli.completion import (
     complete_guider,
+    complete_handover,
     complete_model,
     complete_prediction,
     complete_preset,
@@ -32,6 +33,15 @@ class DecodingName(StrEnum):
     whole = "whole"
     pieces = "pieces"
     tiles = "tiles"
+
+
+class Memory(StrEnum):
+    """Where the resting one of two models is; auto: as free memory allows."""
+
+    auto = "auto"
+    keep = "keep"
+    offload = "offload"
+    reload = "reload"
 
 
 class Format(StrEnum):
@@ -206,6 +216,36 @@ class DrawFlags:
             panel=HOW,
         ),
     ] = None
+    refiner: Annotated[
+        bool | None,
+        flag("--refiner/--no-refiner", help="Finish with the second model that the preset names.", panel=HOW),
+    ] = None
+    refine: Annotated[
+        str | None,
+        value(
+            "--refine",
+            metavar="MODE",
+            help="Where it takes over: share@0.8, share@step=24, share@sigma=0.4, steps@40/50 or sdedit@0.15.",
+            panel=HOW,
+            complete=complete_handover,
+        ),
+    ] = None
+    refiner_preset: Annotated[
+        str | None,
+        value("--refiner-preset", metavar="NAME", help="Another second model.", panel=HOW, complete=complete_preset),
+    ] = None
+    refiner_model: Annotated[
+        str | None,
+        value("--refiner-model", metavar="FILE", help="Its file.", panel=HOW, complete=complete_model),
+    ] = None
+    aesthetic_score: Annotated[
+        float | None,
+        value("--aesthetic-score", metavar="N", help="0 to 10, what a refiner aims at.", panel=HOW),
+    ] = None
+    negative_aesthetic_score: Annotated[
+        float | None,
+        value("--negative-aesthetic-score", metavar="N", help="0 to 10, what it keeps away from.", panel=HOW),
+    ] = None
     size: Annotated[str | None, value("--size", metavar="WxH", help="Size of the picture in pixels.", panel=SIZES)] = (
         None
     )
@@ -240,6 +280,14 @@ class DrawFlags:
         int,
         value("--batch-size", "-b", metavar="N", help="Pictures sampled together; does not change them.", panel=WHERE),
     ] = 1
+    memory: Annotated[
+        Memory,
+        typer.Option(
+            "--memory",
+            help="Where the resting one of two models is: on the device, on the host, or in its file.",
+            rich_help_panel=WHERE,
+        ),
+    ] = Memory.auto
     output: Annotated[
         str | None,
         value(

@@ -22,8 +22,9 @@ from sdxl_cli.options import (
     parse_size,
 )
 from sdxl_cli.pictures import Pictures, Start, describe_strength, recorded_prompt, warn_of_size
-from sdxl_cli.places import models_folders
+from sdxl_cli.places import models_folders, pull_hint
 from sdxl_cli.prompts import STDIN, gather_prompts
+from sdxl_cli.refiners import Refiner, describe_handover, resolve_refiner
 from sdxl_cli.schedules import parse_schedule, read_sigmas
 from sdxl_core.checkpoints.check import check_model, differences
 from sdxl_core.checkpoints.detect import Detection, detect
@@ -31,7 +32,7 @@ from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.header import read_header
 from sdxl_core.checkpoints.markers import Markers, adapt_model, named_prediction, read_markers
 from sdxl_core.compat import resolve_program
-from sdxl_core.config import ModelConfig, PredictionName
+from sdxl_core.config import PredictionName
 from sdxl_core.diffusion.samplers import check_options
 from sdxl_core.errors import CheckpointError, PresetError, SdxlError, UsageError
 from sdxl_core.guider_config import GUIDANCE_METHODS
@@ -58,6 +59,9 @@ _FLAG_OF = {
     "recipe.guider": "--guider",
     "recipe.guider.scale": "--guidance",
     "recipe.guider.interval": "--guidance-interval",
+    "recipe.refiner.mode": "--refine",
+    "recipe.aesthetic_score": "--aesthetic-score",
+    "recipe.negative_aesthetic_score": "--negative-aesthetic-score",
     **{f"recipe.guider.{method}": f"--guider {method}" for method in GUIDANCE_METHODS},
     "recipe.decoding": "--decoding",
     "recipe.sampler": "--sampler",
@@ -89,6 +93,7 @@ class Run:
         predicts: what the network predicts, and what says so.
         model_path: the model file; None where it is missing and nothing will be drawn.
         vae_path: a file with another first stage.
+        refiner: the model that finishes the pictures.
         names: hands out further names, should one be taken meanwhile.
         jobs: one a picture, in order.
     """
@@ -97,6 +102,7 @@ class Run:
     predicts: str
     model_path: Path | None
     vae_path: Path | None
+    refiner: Refiner | None
     names: Names
     jobs: tuple[Job, ...]
 
@@ -137,11 +143,12 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pict
     vae_path = None if flags.vae is None else find_file(flags.vae, models_folders())
     if vae_path is not None:
         read_header(vae_path)
+    refiner = resolve_refiner(flags, preset)
     starts = [None] if pictures is None else pictures.starts(preset, console)
     wanted = [(prompt, start) for start in starts for prompt in prompts or _own_prompts(start)]
-    plans = _plans(flags, console, wanted, preset, model_path, vae_path)
+    plans = _plans(flags, console, wanted, preset, model_path, vae_path, refiner)
     names, jobs = _name(plans, destination, flags)
-    return Run(preset, predicts, model_path, vae_path, names, jobs)
+    return Run(preset, predicts, model_path, vae_path, refiner, names, jobs)
 
 
 def _own_prompts(start: Start | None) -> list[str]:
@@ -183,7 +190,7 @@ def _choose_model(flags: DrawFlags, overrides: Mapping[str, Any], console: Conso
             )
     preset = _load(name, overrides)
     try:
-        return preset, find_file(preset.model.file.name, folders, hint=_pull_hint(preset.model))
+        return preset, find_file(preset.model.file.name, folders, hint=pull_hint(preset.model))
     except CheckpointError:
         if flags.dry_run or flags.print_config:
             return preset, None
@@ -205,10 +212,6 @@ def _as_trained(preset: Preset, path: Path | None, console: Console) -> tuple[Pr
             f"add --prediction {hinted} if its pictures are noise or grey"
         )
     return replace(preset, model=model), f"{name} ({reason})"
-
-
-def _pull_hint(model: ModelConfig) -> str | None:
-    return f"fetch it: sdxl pull {model.name}" if model.file.repo else None
 
 
 def _published(name: str, folders: Sequence[Path]) -> bool:
@@ -255,6 +258,10 @@ def _overrides(flags: DrawFlags, console: Console, pictures: Pictures | None) ->
         "recipe.guider.scale": flags.guidance,
         "recipe.guider.interval": parse_interval(flags.guidance_interval),
         **parse_guiders(flags.guider or ()),
+        "recipe.refiner.use": flags.refiner,
+        "recipe.refiner.mode": flags.refine,
+        "recipe.aesthetic_score": flags.aesthetic_score,
+        "recipe.negative_aesthetic_score": flags.negative_aesthetic_score,
         "recipe.decoding": flags.decoding and flags.decoding.value,
         "recipe.sampler.name": sampler,
         **{f"recipe.sampler.{key}": value for key, value in sampler_options.items()},
@@ -312,6 +319,7 @@ def _plans(
     preset: Preset,
     model_path: Path | None,
     vae_path: Path | None,
+    refiner: Refiner | None,
 ) -> list[tuple[Plan, Start | None]]:
     seed = secrets.randbelow(2**32) if flags.seed is None else flags.seed
     plans: list[tuple[Plan, Start | None]] = []
@@ -320,6 +328,8 @@ def _plans(
             first = build_plan(
                 preset,
                 prompt,
+                refiner=None if refiner is None else refiner.preset,
+                refiner_file=None if refiner is None or refiner.path is None else refiner.path.name,
                 prompt_2=flags.prompt_2,
                 negative_2=flags.negative_2,
                 seed=seed,
@@ -345,6 +355,8 @@ def _plans(
         console.note(f"seed {seed}")
     if plans[0][0].source is not None and not flags.print_config:
         console.note(f"strength {describe_strength(plans[0][0])}")
+    if refiner is not None and not flags.print_config:
+        console.note(f"refiner {describe_handover(plans[0][0])}")
     return plans
 
 

@@ -3,9 +3,12 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sdxl_core
 
+if TYPE_CHECKING:
+    from sdxl_core.config import ModelConfig
 ENVIRONMENT: Mapping[str, str] = {
     "SDXL_MODELS": "models folder: pulled files go there",
     "SDXL_EXTRA_MODELS": f"more folders with models (ComfyUI, A1111), '{os.pathsep}' between",
@@ -34,3 +37,8 @@ def hash_cache() -> Path:
     import platformdirs  # kept off the start-up path
 
     return platformdirs.user_cache_path("sdxl", appauthor=False) / "hashes"
+
+
+def pull_hint(model: "ModelConfig") -> str | None:
+    """How to get the file of a published model that is not here."""
+    return f"fetch it: sdxl pull {model.name}" if model.file.repo else None

@@ -85,6 +85,7 @@ def load_engine(
     path: str | Path,
     *,
     vae_path: str | Path | None = None,
+    first_stage: AutoencoderKL | None = None,
     device: str | torch.device = "auto",
     dtype: str = "auto",
     attention: str = "auto",
@@ -99,6 +100,7 @@ def load_engine(
         path: one safetensors file in the original layout; where the model takes parts from another one's file, that
             file lies beside it.
         vae_path: a file with another first stage, which replaces the one in `path` (that may then lack it).
+        first_stage: one that is in memory already, of another model with the same latents; none is read then.
         device: auto, cpu, cuda or cuda:N.
         dtype: of network and text towers: auto, float32, float16 or bfloat16, see `resolve_dtype`.
         attention: auto or the name of a backend of `sdxl_core.ops.attention`.
@@ -116,14 +118,16 @@ def load_engine(
     with shapes_only():
         network = UNet(model.network, attention=backend.fn)
         conditioner = Conditioner(model.conditioner)
-    first_stage, first_stage_part = _first_stage_part(model, backend, place, precision)
+    part = None
+    if first_stage is None:
+        first_stage, part = _first_stage_part(model, backend, place, precision)
     files = _sources(
         model,
         Path(path),
         vae_path,
         network=Part(network, NETWORK_PREFIX, precision),
         conditioner=Part(conditioner, CONDITIONER_PREFIX, precision),
-        first_stage=first_stage_part,
+        first_stage=part,
     )
     needed = sum(_bytes(part) for _, parts in files for part in parts)
     require_memory(needed, place, f"the weights of {model.name} in {dtype_name(precision)}", _LOADING_HINT)
@@ -196,7 +200,13 @@ def _first_stage_part(
 
 
 def _sources(
-    model: ModelConfig, path: Path, vae_path: str | Path | None, *, network: Part, conditioner: Part, first_stage: Part
+    model: ModelConfig,
+    path: Path,
+    vae_path: str | Path | None,
+    *,
+    network: Part,
+    conditioner: Part,
+    first_stage: Part | None,
 ) -> list[tuple[Header, list[Part]]]:
     """Which parts are read from which file, each file checked against them."""
     header = read_header(path)
@@ -209,7 +219,9 @@ def _sources(
             tower = cast(Conditioner, conditioner.module).embedders[position]
             shared.append(replace(conditioner, module=tower, prefix=f"{CONDITIONER_PREFIX}embedders.{theirs}."))
     files = [(header, own)]
-    if vae_path is not None:
+    if first_stage is None:
+        unused.append(FIRST_STAGE_PREFIX)
+    elif vae_path is not None:
         vae_header = read_header(vae_path)
         vae = replace(first_stage, prefix=first_stage_prefix(vae_header))
         check_keys(vae_header, _shapes([vae]), [vae.prefix])

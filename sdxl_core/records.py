@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
 
 from sdxl_core.config import Config
+from sdxl_core.diffusion.handover import Switch
 from sdxl_core.diffusion.schedules import resolve_schedule
 from sdxl_core.errors import OutputError
 from sdxl_core.guider_config import GuiderConfig
@@ -65,10 +66,14 @@ _SCHEDULE_NAMES = {
 _PAIR = re.compile(r'\s*([\w +/()-]{1,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
+Role = Literal["model", "vae", "refiner"]
+"""What a file of weights is in a picture."""
+
+
 class Weights(Config):
     """One file of weights: `sha256` of the whole file, None where it was not computed."""
 
-    role: Literal["model", "vae"]
+    role: Role
     name: str
     sha256: str | None = None
 
@@ -79,8 +84,10 @@ class Record(Config):
     Args:
         software: name and version of the program.
         plan: what was asked for, with device, dtype and attention as they were resolved.
-        sigmas: the noise levels walked through, decreasing, the last 0.
-        model_calls: evaluations of the network.
+        sigmas: the noise levels that the model walked, decreasing, down to 0 or to where the refiner went on.
+        refiner_sigmas: those that the refiner walked.
+        switch: where the refiner took over the same walk; None without one, or where noise was added first.
+        model_calls: evaluations of the networks.
         weights: the files that were read.
         versions: of Python, torch and the device's driver libraries.
         device_name: of the hardware.
@@ -90,6 +97,8 @@ class Record(Config):
     software: str
     plan: Plan
     sigmas: tuple[float, ...]
+    refiner_sigmas: tuple[float, ...] = ()
+    switch: Switch | None = None
     model_calls: int
     weights: tuple[Weights, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
@@ -115,6 +124,12 @@ def parameters_text(record: Record) -> str:
     if plan.source is not None:
         pairs["Denoising strength"] = f"{plan.source.strength:g}"
     for weights in record.weights:
+        if weights.role == "refiner":
+            short = f" [{weights.sha256[:10]}]" if weights.sha256 else ""
+            pairs["Refiner"] = f"{weights.name.removesuffix('.safetensors')}{short}"
+            if record.switch is not None:
+                pairs["Refiner switch at"] = f"{record.switch.fraction:.4g}"
+            continue
         hash_key, name_key = ("Model hash", "Model") if weights.role == "model" else ("VAE hash", "VAE")
         if weights.sha256:
             pairs[hash_key] = weights.sha256[:10]

@@ -42,6 +42,7 @@ FLOORS = {
     "sdxl_core.batching": 4,
     "sdxl_core.devices": 4,
     "sdxl_core.engine": 4,
+    "sdxl_core.two_models": 4,
     "sdxl_core.first_stage": 4,
     "sdxl_core.pipeline": 4,
     "sdxl_core.from_pictures": 4,

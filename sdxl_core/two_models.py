@@ -1,0 +1,116 @@
+"""A model and the one that finishes its pictures: where each of them is while the other works."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sdxl_core.checkpoints.header import read_header
+from sdxl_core.devices import free_memory_bytes
+from sdxl_core.engine import FIRST_STAGE_PREFIX, Engine
+from sdxl_core.models.autoencoder import AutoencoderKL
+
+Residence = Literal["keep", "offload", "reload"]
+"""Where the resting model is.
+
+keep: on the device. offload: in the memory of the host. reload: nowhere, it is read from its file when its turn comes.
+"""
+
+Load = Callable[[AutoencoderKL | None], Engine]
+"""Loads one of the models; it is given the first stage that is there already, if one is."""
+
+ROOM = 1.25
+"""How much more than the weights must be free: a step's activations, and what an allocator cannot use."""
+
+
+def choose_residence(base_bytes: int, refiner_bytes: int, device: torch.device) -> Residence:
+    """The quickest way that fits into what is free now.
+
+    On the CPU the host's memory is the device's, so the choice is between keeping and reloading.
+
+    Args:
+        base_bytes: weights of the first model, with the first stage that serves both.
+        refiner_bytes: weights of the second, without one.
+        device: cpu or cuda.
+    """
+    free, both = free_memory_bytes(device), base_bytes + refiner_bytes
+    if free is None or both * ROOM <= free:
+        return "keep"
+    host = free_memory_bytes(torch.device("cpu"))
+    return "offload" if device.type == "cuda" and (host is None or both <= host) else "reload"
+
+
+def settled(residence: Residence, device: torch.device) -> Residence:
+    """What a residence comes to on a device: on the CPU there is no other memory to offload to, so that is to keep."""
+    return "keep" if residence == "offload" and device.type == "cpu" else residence
+
+
+class TwoModels:
+    """Both models, loaded when they are first asked for; one first stage decodes for both.
+
+    Args:
+        base: loads the first model.
+        refiner: loads the second, where there is one.
+        residence: where the resting one is.
+    """
+
+    def __init__(self, base: Load, refiner: Load | None = None, residence: Residence = "keep") -> None:
+        self._loads = (base, refiner)
+        self._engines: list[Engine | None] = [None, None]
+        self._first_stage: AutoencoderKL | None = None
+        self.residence = residence
+
+    def base(self) -> Engine:
+        """The first model, ready; the second rests. An engine of an earlier turn must not be used any more."""
+        return self._turn(0)
+
+    def refiner(self) -> Engine:
+        """The second model, ready; the first rests."""
+        return self._turn(1)
+
+    def _turn(self, index: int) -> Engine:
+        self._rest(1 - index)
+        engine = self._engines[index]
+        if engine is None:
+            load = self._loads[index]
+            if load is None:
+                raise ValueError("there is no second model")
+            engine = self._engines[index] = load(self._first_stage)
+            self._first_stage = engine.first_stage
+        elif self.residence == "offload":
+            _move(engine, engine.device)
+        return engine
+
+    def _rest(self, index: int) -> None:
+        engine = self._engines[index]
+        if engine is None or self.residence == "keep":
+            return
+        if self.residence == "reload":
+            self._engines[index] = None
+        else:
+            _move(engine, torch.device("cpu"))
+        on_cuda = engine.device.type == "cuda"
+        del engine
+        if on_cuda:
+            torch.cuda.empty_cache()  # so that what is free can be seen by the check before the next loading
+
+
+def _move(engine: Engine, device: torch.device) -> None:
+    """Network and text towers; the first stage stays."""
+    engine.network.to(device)
+    engine.conditioner.to(device)
+
+
+def weights_bytes(path: Path, dtype: torch.dtype, *, first_stage: bool) -> int:
+    """What the weights of a model file take in memory, told from its header.
+
+    Args:
+        path: one safetensors file.
+        dtype: in memory.
+        first_stage: whether its first stage is read too.
+    """
+    tensors = read_header(path).tensors.items()
+    return sum(info.numel for key, info in tensors if first_stage or not key.startswith(FIRST_STAGE_PREFIX)) * (
+        dtype.itemsize
+    )
