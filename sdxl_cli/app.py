@@ -6,7 +6,7 @@ import typer
 
 import sdxl_core
 from sdxl_cli.boundary import EXIT_CODES
-from sdxl_cli.commands import decode, gen, img2img, inspect, presets, pull, samplers, sigmas, train
+from sdxl_cli.commands import decode, gen, img2img, inspect, presets, pull, refine, samplers, sigmas, train
 from sdxl_cli.console import Console
 from sdxl_cli.options import flag
 from sdxl_cli.places import ENVIRONMENT
@@ -52,6 +52,7 @@ def _root(
 
 app.command("gen", epilog=gen.EPILOG)(gen.gen)
 app.command("img2img", epilog=img2img.EPILOG)(img2img.img2img)
+app.command("refine", epilog=refine.EPILOG)(refine.refine)
 app.command("decode", epilog=decode.EPILOG)(decode.decode)
 app.command("inspect", epilog=inspect.EPILOG)(inspect.inspect)
 app.add_typer(sigmas.app, name="sigmas")

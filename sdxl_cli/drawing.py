@@ -22,6 +22,7 @@ from sdxl_core.batching import batches, total_calls
 from sdxl_core.canvas import Canvas
 from sdxl_core.checkpoints.hashing import file_hash
 from sdxl_core.errors import CheckpointError, MemoryExhaustedError, NumericsError, SdxlError
+from sdxl_core.latent_files import SavedLatent
 from sdxl_core.naming import Names
 from sdxl_core.output import NameTakenError, prepare_directory, write_whole
 from sdxl_core.picture_files import PictureError
@@ -198,21 +199,29 @@ class _Artist:
 
         began, plans = time.monotonic(), [job.plan for job in group]
         self.view.begin_batch(self._title(group), plans[0].model_calls())
-        canvases = [job.start.canvas(job.plan) for job in group if job.start is not None]
+        starts = [(job.start, job.plan) for job in group if job.start is not None]
+        canvases = [start.canvas(plan) for start, plan in starts if not start.source.latent]
+        saved = [start.latent() for start, _ in starts if start.source.latent]
         noise = picture_noise(self.models.base(), plans)
-        latents, calls = self._walk(self._begin(plans, canvases, noise))
+        latents, calls = self._walk(self._begin(plans, canvases, saved, noise))
         engine = self.models.base() if plans[0].refiner is None else self.models.refiner()
         if plans[0].refiner is not None:
             latents, more = self._walk(refine(engine, plans, latents, noise))
             calls += more
         return _Sampled(latents, calls, (time.monotonic() - began) / len(group), engine, canvases)
 
-    def _begin(self, plans: Sequence[Plan], canvases: Sequence[Canvas], noise: "PictureNoise") -> "Iterator[Step]":
+    def _begin(
+        self, plans: Sequence[Plan], canvases: Sequence[Canvas], saved: Sequence[SavedLatent], noise: "PictureNoise"
+    ) -> "Iterator[Step]":
         """The walk of the first model, which nothing here may hold on to: its memory may be wanted for the second."""
-        from sdxl_core.from_pictures import sample_from
+        from torch import from_numpy, stack
+
+        from sdxl_core.from_pictures import sample_from, sample_from_latents
         from sdxl_core.pipeline import sample
 
         engine = self.models.base()
+        if saved:
+            return sample_from_latents(engine, plans, stack([from_numpy(each.values) for each in saved]), noise)
         return sample_from(engine, plans, canvases, noise) if canvases else sample(engine, plans, noise)
 
     def _walk(self, steps: "Iterator[Step]") -> "tuple[Tensor, int]":

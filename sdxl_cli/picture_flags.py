@@ -106,3 +106,17 @@ class Img2ImgFlags(DrawFlags):
         str | None,
         value("--pad", metavar="L,T,R,B", help="Add and paint so many pixels left, top, right, bottom.", panel=PART),
     ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefineFlags(Img2ImgFlags):
+    """Everything that `sdxl refine` can be told."""
+
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE...", help="Pictures and saved latents, or patterns such as 'in/*.png'."),
+    ] = None
+    prompts: Annotated[
+        list[str] | None,
+        value("--prompt", metavar="TEXT", help="What they show; else what each one's record says.", panel=WHAT),
+    ] = None

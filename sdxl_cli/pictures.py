@@ -9,10 +9,11 @@ from typing import Any
 
 from sdxl_cli.console import Console
 from sdxl_cli.options import parse_aspect
-from sdxl_cli.picture_flags import Img2ImgFlags
+from sdxl_cli.picture_flags import Img2ImgFlags, RefineFlags
 from sdxl_core.canvas import Canvas, build_canvas, spread
 from sdxl_core.config import ModelConfig
 from sdxl_core.errors import UsageError
+from sdxl_core.latent_files import SavedLatent, check_latent, latent_source, read_latent
 from sdxl_core.masks import bounds
 from sdxl_core.picture_files import PictureError, read_record
 from sdxl_core.plan import Plan
@@ -22,6 +23,9 @@ from sdxl_core.source_pictures import Pixels, SourcePicture, parse_colour, read_
 
 INPUT = "input"
 """The --aspect that is each picture's own."""
+
+LATENT = ".safetensors"
+"""How the name of a saved latent ends."""
 
 _PICTURE_NAME = re.compile(r"\S+\.(png|jpe?g|webp|tiff?|bmp|gif|avif|heic)", re.IGNORECASE)
 _MARGINS = re.compile(r"(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})", re.ASCII)
@@ -42,6 +46,18 @@ class Start:
     picture: Path
     mask: Path | None
     aspect: float | None
+
+    def latent(self) -> SavedLatent:
+        """Read the latent again.
+
+        Raises:
+            PictureError: it is another one by now.
+        """
+        latent = read_latent(self.picture)
+        factor = self.source.picture.size[0] // latent.values.shape[1]
+        if latent_source(latent, factor).sha256 != self.source.picture.sha256:
+            raise PictureError(f"{self.picture}: it was changed while this was running")
+        return latent
 
     def canvas(self, plan: Plan) -> Canvas:
         """Read the files again and lay them out at the plan's size.
@@ -102,6 +118,9 @@ class Pictures:
         notes = list(() if mask is None else mask.notes)
         starts = []
         for path in self.paths:
+            if path.suffix == LATENT:
+                starts.append(self._from_latent(path, preset))
+                continue
             picture = read_picture(path, how.background)
             notes += picture.notes
             source = build_source(preset.model, how, picture.file, None if mask is None else mask.file, margins)
@@ -112,6 +131,24 @@ class Pictures:
         for note in dict.fromkeys(notes):
             console.note(note)
         return starts
+
+    def _from_latent(self, path: Path, preset: Preset) -> Start:
+        """A saved latent goes on as it is, so nothing can be said of its size or of a part of it.
+
+        Raises:
+            CheckpointError: it is none, or one of another model.
+            UsageError: a flag that only a picture can follow.
+        """
+        flags = self.flags
+        given = {"--mask": flags.mask, "--pad": flags.pad, "--size": flags.size, "--aspect": flags.aspect}
+        named = [name for name, value in given.items() if value is not None]
+        if named:
+            raise UsageError(f"{named[0]} has no meaning for a latent: {path}", hint="start from its picture instead")
+        latent, model = read_latent(path), preset.model
+        check_latent(latent, model.first_stage, model.name)
+        file = latent_source(latent, model.first_stage.factor)
+        source = build_source(model, preset.recipe.source, file).model_copy(update={"latent": True})
+        return Start(source, path, None, source.canvas_size[1] / source.canvas_size[0])
 
     def _aspect(self, source: Source, level: Pixels | None, preset: Preset) -> float | None:
         if self.flags.aspect == INPUT:
@@ -136,22 +173,37 @@ def gather_pictures(flags: Img2ImgFlags) -> Pictures:
     return Pictures(tuple(path for argument in arguments for path in _matches(argument)), prompts, flags)
 
 
+def gather_files(flags: RefineFlags) -> Pictures:
+    """Pictures and latents to refine: all arguments are.
+
+    Raises:
+        UsageError: none was given, or a pattern that none matches.
+    """
+    if not flags.arguments:
+        raise UsageError("no picture and no latent was given", hint="sdxl refine outputs/00001-7-a-cat.png")
+    paths = tuple(path for argument in flags.arguments for path in _matches(argument))
+    return Pictures(paths, tuple(flags.prompts or ()), flags)
+
+
 def recorded_prompt(path: Path) -> str:
     """The prompt that a picture was drawn from, as its record says.
 
     Raises:
         UsageError: it has none.
     """
-    try:
-        record = read_record(path).record or {}
-    except PictureError:
-        record = {}
-    plan = record.get("plan")
-    prompt = plan.get("prompt") if isinstance(plan, dict) else None
+    if path.suffix == LATENT:
+        record = read_latent(path).record
+        prompt: object = None if record is None else record.plan.prompt
+    else:
+        try:
+            plan = (read_record(path).record or {}).get("plan")
+        except PictureError:
+            plan = None
+        prompt = plan.get("prompt") if isinstance(plan, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError(
             f"no prompt was given, and {path} has none in a record of its own",
-            hint='say what to draw: sdxl img2img photo.png "a cat"',
+            hint='say what it shows, with --prompt "a cat" or after the picture',
         )
     return prompt
 

@@ -59,6 +59,24 @@ def sample_from(
     return walk(engine, plans, x, sigmas, noise, schedule=plans[0].schedule(), kept=kept, shown=shown)
 
 
+def sample_from_latents(
+    engine: Engine, plans: Sequence[Plan], latents: Tensor, noise: PictureNoise | None = None
+) -> Iterator[Step]:
+    """Walk one batch from clean latents: noise is added to them, to the plans' strength; all else as `sample_from`.
+
+    Args:
+        engine: the model that the plans name.
+        plans: one a picture, each with a source.
+        latents: (b, 4, h/8, w/8) float32, scaled.
+        noise: of the pictures, for a caller that goes on with it; None makes it here.
+    """
+    if noise is None:
+        noise = picture_noise(engine, plans)
+    sigmas = plans[0].sigmas()
+    x = latents.to(engine.device) + sigmas[0] * noise()
+    return walk(engine, plans, x, sigmas, noise, schedule=plans[0].schedule())
+
+
 def _shown(
     engine: Engine, source: Source, canvases: Sequence[Canvas], images: Tensor, latents: Tensor
 ) -> Tensor | None:

@@ -1,5 +1,6 @@
 """Saved latents, as `records.encode_latent` writes them. Imports no torch."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sdxl_core.config import FirstStageConfig
 from sdxl_core.errors import CheckpointError, NumericsError
 from sdxl_core.records import RECORD_KEY, Record
 from sdxl_core.resolutions import LARGEST_SIDE
+from sdxl_core.source import SourceFile
 
 _HINT = "give a latent that --save-latents has written"
 _DTYPES = {"F32": "<f4", "F16": "<f2"}
@@ -56,6 +58,18 @@ def read_latent(path: Path) -> SavedLatent:
     if not np.isfinite(values).all():
         raise NumericsError(f"{path}: the latent is not finite", hint="sample the picture again")
     return SavedLatent(path, values, _record(path, header.metadata.get(RECORD_KEY)))
+
+
+def latent_source(latent: SavedLatent, factor: int) -> SourceFile:
+    """A saved latent as a plan names what it starts from.
+
+    Args:
+        latent: that was read.
+        factor: pixels along one side of a latent cell.
+    """
+    _, height, width = latent.values.shape
+    sha256 = hashlib.sha256(latent.values.tobytes()).hexdigest()
+    return SourceFile(name=latent.path.name, sha256=sha256, size=(height * factor, width * factor))
 
 
 def check_latent(latent: SavedLatent, first_stage: FirstStageConfig, model: str) -> None:

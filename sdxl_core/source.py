@@ -29,6 +29,8 @@ class Source(Config):
 
     Args:
         picture: which file.
+        latent: whether the file holds the latent itself, as --save-latents writes it; `picture.size` is what it decodes
+            to.
         mask: of what is to be repainted, where there is one.
         margins: what is added around the picture, and painted.
         condition: how the network sees the picture beside its noisy latent: not at all, as the part that stays (an
@@ -37,6 +39,7 @@ class Source(Config):
     """
 
     picture: SourceFile
+    latent: bool = False
     mask: SourceFile | None = None
     margins: Margins = (0, 0, 0, 0)
     condition: Literal["none", "inpaint", "edit"] = "none"
@@ -65,9 +68,9 @@ class Source(Config):
         left, top, right, bottom = self.margins
         return self.picture.size[0] + top + bottom, self.picture.size[1] + left + right
 
-    def shared(self) -> tuple[SourceConfig, str, bool]:
+    def shared(self) -> tuple[SourceConfig, str, bool, bool]:
         """All that must be equal for two pictures to be drawn in one batch."""
-        return self.how, self.condition, self.repaints_a_part
+        return self.how, self.condition, self.repaints_a_part, self.latent
 
     def schedule_steps(self, steps: int, *, exact: bool = False) -> int:
         """Steps of the whole schedule, of whose end `steps` are walked exactly, or the share `strength` of them.

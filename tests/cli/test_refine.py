@@ -1,0 +1,89 @@
+"""`sdxl refine` on pictures and saved latents, with a refiner of SDXL's shape."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from support_cli import Sdxl
+
+from sdxl_core.picture_files import read_record
+
+
+@pytest.fixture
+def refine(sdxl: Sdxl, tiny_folder: Path) -> Sdxl:
+    """`sdxl refine` with the tiny refiner."""
+    preset = ("--preset", tiny_folder / "tiny-refiner.toml", "--device", "cpu", "--dtype", "fp32", "--steps", 6)
+    return lambda *argv: sdxl("refine", *argv, *preset, "--strength", 0.34)
+
+
+@pytest.fixture
+def drawn(gen: Sdxl) -> Path:
+    """A picture of the tiny base, its latent beside it."""
+    return gen("a cat", "--seed", 7, "--save-latents", "--dtype", "fp32", "-o", "drawn").paths[0]
+
+
+def test_pictures_and_latents_are_refined_in_one_call_with_their_own_words(refine: Sdxl, drawn: Path) -> None:
+    latent = drawn.with_suffix(".latent.safetensors")
+    before = drawn.read_bytes(), latent.read_bytes()
+    result = refine(drawn, latent, "--seed", 3, "-o", "refined", "--json")
+    assert result.code == 0
+    assert result.err.count("loading tiny_refiner") == 1
+    facts = [json.loads(line) for line in result.out.splitlines()]
+    assert [(f["prompt"], f["preset"]) for f in facts] == [("a cat", "tiny-refiner")] * 2
+    records = [read_record(f["path"]).record or {} for f in facts]
+    assert [record["plan"]["source"]["latent"] for record in records] == [False, True]
+    assert [len(record["sigmas"]) for record in records] == [3, 3]
+    assert (drawn.read_bytes(), latent.read_bytes()) == before
+
+
+def test_hardly_any_noise_leaves_a_latent_as_it_was(sdxl: Sdxl, drawn: Path, tiny_folder: Path) -> None:
+    saved, preset = drawn.with_suffix(".latent.safetensors"), tiny_folder / "tiny-refiner.toml"
+    machine = ("--device", "cpu", "--dtype", "fp32")
+    result = sdxl("refine", saved, "--preset", preset, *machine, "--sigmas", "0.001,0", "--save-latents", "-o", "same")
+    before, after = (load_file(path)["latent"] for path in (saved, result.paths[0].with_suffix(saved_suffix(saved))))
+    assert 0 < np.abs(after - before).max() < 0.1
+    assert before.std() > 1
+
+
+def saved_suffix(path: Path) -> str:
+    return "".join(path.suffixes[-2:])
+
+
+def test_words_of_ones_own_replace_the_record(refine: Sdxl, drawn: Path) -> None:
+    result = refine(drawn, "--prompt", "a dog", "--seed", 3, "-o", "dog.png")
+    assert ((read_record(result.paths[0]).record or {})["plan"])["prompt"] == "a dog"
+
+
+def write_latent(path: Path, shape: tuple[int, ...], value: float = 0.5) -> Path:
+    save_file({"latent": np.full(shape, value, np.float32)}, path)
+    return path
+
+
+def test_what_cannot_be_refined_is_one_error_and_harms_nothing(refine: Sdxl, tiny_folder: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save("plain.png")
+    write_latent(Path("bare.safetensors"), (4, 8, 8))
+    write_latent(Path("video.safetensors"), (16, 8, 8))
+    write_latent(Path("nan.safetensors"), (4, 8, 8), float("nan"))
+    Path("text.png").write_text("no picture")
+    before = {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    cases = [
+        (("plain.png",), 2, "no prompt was given, and plain.png has none"),
+        (("bare.safetensors",), 2, "no prompt was given, and bare.safetensors has none"),
+        (("video.safetensors", "--prompt", "a cat"), 4, "has 16 channels"),
+        (("nan.safetensors", "--prompt", "a cat"), 1, "is not finite"),
+        (("bare.safetensors", "--prompt", "a cat", "--size", "64x64"), 2, "--size has no meaning for a latent"),
+        ((tiny_folder / "tiny_base.safetensors", "--prompt", "a cat"), 4, "no latent: this is an SDXL base"),
+        (("text.png", "--prompt", "a cat"), 1, "text.png"),
+        (("none.png", "--prompt", "a cat"), 1, "none.png"),
+        ((), 2, "no picture and no latent was given"),
+    ]
+    for argv, code, message in cases:
+        result = refine(*argv, "-o", "out")
+        assert (result.code, result.out) == (code, ""), argv
+        assert message in " ".join(result.err.split())
+        assert "Traceback" not in result.err
+    assert {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+    assert not Path("out").exists()
