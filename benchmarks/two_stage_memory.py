@@ -1,0 +1,75 @@
+"""Peak memory and time of one refined picture for every way that two models share a machine.
+
+    python benchmarks/two_stage_memory.py --preset sdxl-base-1.0 --refiner-preset sdxl-refiner-1.0 --device cuda
+
+Every way runs in a process of its own, through the program itself; all of them must write the same pixels. Words after
+`--` go to `sdxl gen`, such as `-- --size 512x512 --steps 10`.
+"""
+
+import argparse
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WAYS = ("keep", "offload", "reload")
+
+
+def main() -> None:
+    """Run every way in a child, and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--preset", required=True)
+    parser.add_argument("--refiner-preset", required=True)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--way", choices=WAYS, help="run this way here and print its figures as JSON")
+    parser.add_argument("more", nargs="*", help="further flags of sdxl gen, after --")
+    given = parser.parse_args()
+    flags = ["--preset", given.preset, "--refiner-preset", given.refiner_preset, "--device", given.device, *given.more]
+    if given.way is not None:
+        print(json.dumps(measure(given.way, flags)))
+        return
+    print(f"{'way':8} {'host GB':>8} {'device GB':>10} {'seconds':>8}  pixels")
+    for way in WAYS:
+        command = [sys.executable, __file__, *sys.argv[1:]]
+        command[2:2] = ["--way", way]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        print(
+            f"{way:8} {found['host_bytes'] / 1e9:8.3f} {found['device_bytes'] / 1e9:10.3f} {found['seconds']:8.1f}  "
+            f"{found['sha256'][:10]}"
+        )
+
+
+def measure(way: str, flags: list[str]) -> dict[str, object]:
+    """Two pictures, so that every model has a second turn; peaks are of the whole process, in bytes."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from sdxl_cli.boundary import run
+
+    with tempfile.TemporaryDirectory() as folder:
+        where = ["-o", folder, "--memory", way, "--quiet", "--format", "png"]
+        began = time.monotonic()
+        saved, sys.stdout = sys.stdout, sys.stderr
+        code = run(["gen", "a cat", "--seed", "7", "-n", "2", "--refiner", *where, *flags])
+        sys.stdout = saved
+        if code:
+            sys.exit(code)
+        digest = hashlib.sha256()
+        for path in sorted(Path(folder).iterdir()):
+            with Image.open(path) as image:
+                digest.update(np.asarray(image).tobytes())
+    return {
+        "host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        "seconds": time.monotonic() - began,
+        "sha256": digest.hexdigest(),
+    }
+
+
+if __name__ == "__main__":
+    main()

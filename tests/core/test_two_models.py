@@ -1,0 +1,72 @@
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from support_tiny import tiny_config, write_tiny_checkpoint
+
+from sdxl_core.engine import Engine, load_engine
+from sdxl_core.models.autoencoder import AutoencoderKL
+from sdxl_core.two_models import Load, Residence, TwoModels, choose_residence, settled, weights_bytes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def loads(tmp_path_factory: pytest.TempPathFactory) -> tuple[Load, Load]:
+    folder = tmp_path_factory.mktemp("two")
+
+    def loader(kind: str) -> Load:
+        config = tiny_config(kind)  # type: ignore[arg-type]
+        path = write_tiny_checkpoint(folder / config.file.name, kind)  # type: ignore[arg-type]
+
+        def load(first_stage: AutoencoderKL | None) -> Engine:
+            return load_engine(config, path, first_stage=first_stage, device=CPU, dtype="float32")
+
+        return load
+
+    return loader("base"), loader("refiner")
+
+
+@pytest.mark.parametrize(("residence", "stays"), [("keep", True), ("reload", False)])
+def test_the_resting_model_stays_or_is_gone(loads: tuple[Load, Load], residence: Residence, stays: bool) -> None:
+    models = TwoModels(*loads, residence)
+    base = weakref.ref(models.base().network)
+    refiner = models.refiner()
+    gc.collect()
+    assert (base() is not None) is stays
+    assert refiner.config.name == "tiny-refiner"
+    again = models.base()
+    assert again.config.name == "tiny-base"
+    assert (again.network is base()) is stays
+
+
+def test_one_first_stage_serves_both(loads: tuple[Load, Load]) -> None:
+    models = TwoModels(*loads, "reload")
+    first_stage = models.base().first_stage
+    assert models.refiner().first_stage is first_stage
+    assert models.base().first_stage is first_stage
+
+
+def test_one_model_alone_has_no_second(loads: tuple[Load, Load]) -> None:
+    with pytest.raises(ValueError, match="no second model"):
+        TwoModels(loads[0]).refiner()
+
+
+def test_what_fits_is_kept_and_what_does_not_is_read_again() -> None:
+    assert choose_residence(10, 10, CPU) == "keep"
+    assert choose_residence(10**16, 10**16, CPU) == "reload"
+    assert settled("offload", CPU) == "keep"
+    assert settled("offload", torch.device("cuda")) == "offload"
+    assert settled("reload", CPU) == "reload"
+
+
+def test_the_estimate_is_the_weights(loads: tuple[Load, Load], tmp_path: Path) -> None:
+    path = write_tiny_checkpoint(tmp_path / "tiny.safetensors")
+    engine = loads[0](None)
+    parts = [engine.network, engine.conditioner]
+    counted = sum(slot.numel() for part in parts for slot in part.state_dict().values())
+    estimate = weights_bytes(path, torch.bfloat16, first_stage=False)
+    assert estimate == pytest.approx(2 * counted, rel=0.01)
+    assert weights_bytes(path, torch.bfloat16, first_stage=True) > estimate
