@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 _COLUMNS = 8
 _LABEL = 26  # pixels under each picture
 
@@ -81,13 +80,14 @@ def _crop(crop: dict[str, Any]) -> str:
     )
 
 
-def write_docs(path: Path, markdown: str) -> None:
-    """Put text between the marks of a document, replacing what was there."""
+def write_docs(path: Path, markdown: str, name: str = "figures") -> None:
+    """Put text between the marks of that name in a document, replacing what was there."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     text = path.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{path} has no {BEGIN} and {END}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n{markdown}\n{END}{after}", encoding="utf-8")
+    if begin not in text or end not in text:
+        raise SystemExit(f"{path} has no {begin} and {end}")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    path.write_text(f"{before}{begin}\n{markdown}\n{end}{after}", encoding="utf-8")
 
 
 def grid(pictures: Sequence[NDArray[np.uint8]], labels: Sequence[str]) -> Image.Image:

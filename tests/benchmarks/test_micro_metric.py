@@ -9,7 +9,7 @@ from cases import choose_cases, with_crops
 from drawing import compose, fit
 from metric import References, centre, sharpness
 from PIL import Image
-from report import BEGIN, END, grid, table, write_docs
+from report import grid, table, write_docs
 from support_drawings import COLOURS, SHAPES, SIDE, draw_icon, write_shapes
 from test_micro_data import rows
 
@@ -105,11 +105,13 @@ def test_crop_cases_differ_in_what_the_model_is_told_alone(shapes: Path, referen
 
 def test_figures_replace_the_ones_before_and_leave_the_rest(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n", encoding="utf-8")
+    page.write_text("above\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nbelow\n", encoding="utf-8")
     figures = table(["a", "b"], [[1, 0.25]])
     write_docs(page, figures)
     once = page.read_text(encoding="utf-8")
-    assert once == f"above\n{BEGIN}\n| a | b |\n| --- | --- |\n| 1 | 0.2 |\n{END}\nbelow\n"
+    assert (
+        once == "above\n<!-- figures: begin -->\n| a | b |\n| --- | --- |\n| 1 | 0.2 |\n<!-- figures: end -->\nbelow\n"
+    )
     write_docs(page, figures)
     assert page.read_text(encoding="utf-8") == once
     page.write_text("no marks", encoding="utf-8")
