@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tomli
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from support_cli import Sdxl
 from support_tiny import write_tiny_checkpoint
 
@@ -297,10 +297,10 @@ def test_without_any_model_file_micro_stands_in_and_says_so(sdxl: Sdxl) -> None:
 def test_with_the_published_file_sdxl_is_the_choice(
     sdxl: Sdxl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The layout of a ComfyUI folder; a dry run opens no model file, so an empty one will do.
+    # The layout of a ComfyUI folder; a dry run asks a model file only what its network predicts.
     folder = tmp_path / "comfy" / "models" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / "sd_xl_base_1.0.safetensors").touch()
+    save_file({"silent": np.zeros(1, np.float32)}, folder / "sd_xl_base_1.0.safetensors")
     monkeypatch.setenv("SDXL_EXTRA_MODELS", f"/nowhere:{tmp_path / 'comfy'}")
     result = sdxl("gen", "a cat", "--seed", 1, "--dry-run", "--json")
     assert json.loads(result.out)["plan"]["model"] == "sdxl-base-1.0"
