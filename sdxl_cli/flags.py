@@ -244,7 +244,7 @@ class DrawFlags:
     ] = None
     negative_aesthetic_score: Annotated[
         float | None,
-        value("--negative-aesthetic-score", metavar="N", help="0 to 10, what it keeps away from.", panel=HOW),
+        value("--negative-score", metavar="N", help="0 to 10, what it keeps away from.", panel=HOW),
     ] = None
     size: Annotated[str | None, value("--size", metavar="WxH", help="Size of the picture in pixels.", panel=SIZES)] = (
         None

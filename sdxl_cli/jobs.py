@@ -61,7 +61,7 @@ _FLAG_OF = {
     "recipe.guider.interval": "--guidance-interval",
     "recipe.refiner.mode": "--refine",
     "recipe.aesthetic_score": "--aesthetic-score",
-    "recipe.negative_aesthetic_score": "--negative-aesthetic-score",
+    "recipe.negative_aesthetic_score": "--negative-score",
     **{f"recipe.guider.{method}": f"--guider {method}" for method in GUIDANCE_METHODS},
     "recipe.decoding": "--decoding",
     "recipe.sampler": "--sampler",

@@ -98,7 +98,7 @@ run(["presets", "list"])
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     done = shell("sdxl sigmas --steps 1000 --csv | head -1", tmp_path)
-    assert done.stdout == "index,sigma,timestep\n"
+    assert done.stdout == "index,sigma,timestep,alpha_bar,log_snr,log_snr_step,snr_db\n"
     assert done.stderr == ""
     assert done.returncode in (0, 141)
 
