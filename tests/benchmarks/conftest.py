@@ -3,4 +3,6 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2] / "benchmarks" / "micro"), str(Path(__file__).parent)]
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+sys.path[:0] = [str(BENCHMARKS / "micro"), str(BENCHMARKS / "samplers"), str(Path(__file__).parent)]

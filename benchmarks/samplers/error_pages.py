@@ -1,0 +1,137 @@
+"""What docs/samplers.md shows of the measurements: its figures, and the text between its marks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import error_tables
+import mixture_error
+from error import BUDGETS, Run
+from error_figure import HEIGHT, WIDTH, Panel, error_figure, error_map, percent
+
+from sdxl_cli.marks import to_svg
+
+FOLDER = "samplers"  # of the figures, beside the document
+SAMPLERS_SHOWN = ("euler", "heun", "dpmpp_2m", "dpmpp_3m_sde:eta=0", "deis", "ipndm", "sa_solver:eta=0", "uni_pc")
+SCHEDULES_SHOWN = (
+    "legacy_ddpm",
+    "normal",
+    "beta",
+    "karras",
+    "exponential",
+    "kl_optimal",
+    "align_your_steps",
+    "gits",
+)
+SCHEDULE_SHOWN, METHODS_SHOWN = "karras", ("dpmpp_2m", "uni_pc")
+BESIDE = (("euler", "legacy_ddpm"), ("dpmpp_2m", "karras"))
+SORTED_AT = 16  # calls; also those of the map
+GUIDED = "5"
+
+
+def runs_of(found: Mapping[str, Any]) -> list[Run]:
+    """The runs of one law."""
+    return [Run(**run) for run in found["runs"]]
+
+
+def _picked(runs: Sequence[Run], **where: str) -> list[Run]:
+    return [run for run in runs if all(getattr(run, name) == value for name, value in where.items())]
+
+
+def _panel(runs: Sequence[Run], key: str, named: Sequence[str], title: str) -> Panel:
+    """A curve for each value of `key`."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        found.setdefault(getattr(run, key), []).append((run.calls, run.error))
+    return Panel(title, found, named)
+
+
+def _samplers_panel(runs: Sequence[Run], title: str) -> Panel:
+    return _panel(_picked(runs, schedule=SCHEDULE_SHOWN), "method", SAMPLERS_SHOWN, title)
+
+
+def _schedules_panel(runs: Sequence[Run], method: str, title: str) -> Panel:
+    return _panel(_picked(runs, method=method), "schedule", SCHEDULES_SHOWN, title)
+
+
+def _drawn(panels: Sequence[Panel], title: str) -> bytes:
+    return to_svg(error_figure(panels, title), WIDTH, HEIGHT)
+
+
+def mixture_figures(found: Mapping[str, Any]) -> dict[str, bytes]:
+    """File name -> SVG."""
+    laws = {scale: runs_of(part) for scale, part in found.items()}
+    titles = {"1": "without guidance"}
+    samplers = [_samplers_panel(runs, titles.get(scale, f"guidance {scale}")) for scale, runs in laws.items()]
+    schedules = [_schedules_panel(laws[GUIDED], method, f"{method}, guidance {GUIDED}") for method in METHODS_SHOWN]
+    there = {(run.schedule, run.method): run.error for run in laws[GUIDED] if run.budget == SORTED_AT}
+    marks, width, height = error_map(
+        there, f"The mixture, guidance {GUIDED}: error in percent after {SORTED_AT} model calls"
+    )
+    return {
+        "mixture_samplers.svg": _drawn(samplers, f"The mixture: every sampler on {SCHEDULE_SHOWN}"),
+        "mixture_schedules.svg": _drawn(schedules, "The mixture: every schedule"),
+        "mixture_map.svg": to_svg(marks, width, height),
+    }
+
+
+def mixture_text(found: Mapping[str, Any]) -> str:
+    """Figures and tables of the mixture."""
+    free, guided = (runs_of(found[scale]) for scale in ("1", GUIDED))
+    checks = " and ".join(f"{part['checked']:.0e}" for part in found.values())
+    adaptive = "; ".join(
+        f"rtol {row['rtol']:g}: {row['calls']:.0f} calls, {percent(row['error'])} %"
+        for row in found[GUIDED]["adaptive"]
+    )
+    free_karras, guided_karras = (_picked(runs, schedule=SCHEDULE_SHOWN) for runs in (free, guided))
+    parts = [
+        f"All errors are in percent. The reference agrees with that of another method ({mixture_error.CHECK.name}, as "
+        f"many steps) to {checks}, without guidance and with.",
+        f"![Error against model calls for every sampler on {SCHEDULE_SHOWN}]({FOLDER}/mixture_samplers.svg)",
+        f"The best of all samplers and schedules, guidance {GUIDED}:",
+        error_tables.best(guided, BUDGETS, BESIDE),
+        "The same without guidance:",
+        error_tables.best(free, BUDGETS, BESIDE),
+        f"Every sampler on {SCHEDULE_SHOWN}, guidance {GUIDED}:",
+        error_tables.by_budget(guided_karras, "method", BUDGETS, SORTED_AT),
+        "Without guidance:",
+        error_tables.by_budget(free_karras, "method", BUDGETS, SORTED_AT),
+        f"`dpm_adaptive` at guidance {GUIDED} and several tolerances, pictures one by one: {adaptive}.",
+        f"![Error against model calls for every schedule]({FOLDER}/mixture_schedules.svg)",
+        f"Every schedule with {METHODS_SHOWN[0]}, guidance {GUIDED}:",
+        error_tables.by_budget(_picked(guided, method=METHODS_SHOWN[0]), "schedule", BUDGETS, SORTED_AT),
+        f"What the ends of a list cost by themselves, guidance {GUIDED}: an exact walk from its first level "
+        "to its last above 0, and the step to 0 from there, if it has one. A sampler comes below it by luck alone.",
+        error_tables.ends(found[GUIDED]["ends"], mixture_error.ENDS_BUDGETS),
+        f"![Error of every sampler on every schedule with {SORTED_AT} calls]({FOLDER}/mixture_map.svg)",
+        f"All of it as numbers: [errors.csv]({FOLDER}/errors.csv).",
+    ]
+    return "\n\n".join(parts)
+
+
+def micro_figures(found: Mapping[str, Any]) -> dict[str, bytes]:
+    """File name -> SVG."""
+    runs = runs_of(found)
+    panels = [
+        _samplers_panel(runs, f"every sampler on {SCHEDULE_SHOWN}"),
+        _schedules_panel(runs, METHODS_SHOWN[0], f"every schedule with {METHODS_SHOWN[0]}"),
+    ]
+    return {"micro.svg": _drawn(panels, f"micro, guidance {found['guidance']:g}")}
+
+
+def micro_text(found: Mapping[str, Any]) -> str:
+    """Figure and tables of the trained network."""
+    runs = runs_of(found)
+    budgets = sorted({run.budget for run in runs})
+    effects = "; ".join(f"{name} {percent(error)} %" for name, error in found["effects"].items())
+    parts = [
+        f"{found['model']}, sha256 `{found['sha256'][:16]}`, {found['dtype']}, guidance {found['guidance']:g}, "
+        f"{found['pictures']} prompts, picture i from seed i. The reference agrees with that of another method to "
+        f"{percent(found['checked'])} %.",
+        f"![Error of micro against model calls]({FOLDER}/micro.svg)",
+        f"Every sampler on {SCHEDULE_SHOWN}:",
+        error_tables.by_budget(_picked(runs, schedule=SCHEDULE_SHOWN), "method", budgets, SORTED_AT),
+        f"Every schedule with {METHODS_SHOWN[0]}:",
+        error_tables.by_budget(_picked(runs, method=METHODS_SHOWN[0]), "schedule", budgets, SORTED_AT),
+        f"For comparison, how far two walks are apart that differ in one thing alone: {effects}.",
+    ]
+    return "\n\n".join(parts)

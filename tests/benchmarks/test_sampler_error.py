@@ -1,0 +1,175 @@
+"""The measurement of samplers: errors fall as the methods' orders say, budgets are kept, and ends are told apart."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from error import METHODS, SCHEDULE_NAMES, Method, Run, afforded, calls_of, levels, measure, relative_error
+from error_figure import Panel, error_figure, error_map, percent
+from error_tables import best, by_budget, to_csv
+from mixture import BETWEEN, COMPONENTS, Mixture, build_mixture
+from mixture_error import ends_error, energy_distance, solve, start, walked
+
+from sdxl_cli.marks import Dot, Label, Path
+from sdxl_core.diffusion.noise import pure_noise
+from sdxl_core.diffusion.samplers import SAMPLERS
+from sdxl_core.diffusion.schedules import SCHEDULES
+
+EULER, HEUN, DPMPP_2M = Method("euler"), Method("heun"), Method("dpmpp_2m")
+
+
+def end(law: Mixture, eps: torch.Tensor, method: Method, sigmas: tuple[float, ...]) -> torch.Tensor:
+    return walked(law, pure_noise(eps, sigmas[0]), method.sampler, sigmas, method.options)
+
+
+def test_every_sampler_that_draws_no_noise_is_compared_or_named_as_left_out() -> None:
+    plain = {name for name, row in SAMPLERS.items() if not row.stochastic and not row.uncond}
+    assert plain - {method.sampler for method in METHODS} == {"ddim", "dpm_adaptive"}
+    assert len({method.name for method in METHODS}) == len(METHODS)
+
+
+def test_what_is_left_out_as_the_same_method_is_the_same() -> None:
+    law, eps, sigmas = build_mixture(3.0), start(3, 0), levels("karras", 6)
+    assert sigmas is not None
+    ends = [end(law, eps, Method(name), sigmas) for name in ("ddim", "euler")]
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_budget_is_used_and_never_overdrawn(method: Method) -> None:
+    for budget in (12, 24):
+        sigmas = afforded(method, "karras", budget)
+        assert sigmas is not None
+        longer = levels("karras", len(sigmas))
+        assert longer is not None
+        assert calls_of(method, sigmas) <= budget < calls_of(method, longer)
+
+
+def test_a_schedule_without_so_long_a_list_has_no_run() -> None:
+    assert afforded(EULER, "turbo", 8) is not None
+    assert afforded(EULER, "turbo", 64) is None
+
+
+def test_the_mixture_is_the_law_that_its_network_knows() -> None:
+    law = build_mixture()
+    assert (law.means.square().mean() + law.variances.mean()).item() == pytest.approx(1)
+    between = law.means.square().mean(dim=0).sqrt() / law.stds
+    assert between.numpy() == pytest.approx(BETWEEN / math.sqrt(1 - BETWEEN**2))
+    # Tweedie: the expected data is x + sigma^2 d ln p / dx, of a density that is written down here once more.
+    x, sigma = start(2, 1).requires_grad_(), 0.8
+    total = law.variances + sigma**2
+    fits = -((x[..., None, :] - law.means) ** 2 / (2 * total)).sum(-1)
+    (score,) = torch.autograd.grad(torch.logsumexp(fits, -1).sum(), x)
+    torch.testing.assert_close(law(x, sigma).denoised, x + sigma**2 * score)
+
+
+def test_guidance_asks_for_the_named_components() -> None:
+    law, plain = build_mixture(2.0), build_mixture()
+    named = Mixture(plain.means[: law.asked_for], plain.stds)
+    x = start(4, 2)
+    wanted = 2 * named(x, 1.5).denoised - plain(x, 1.5).denoised
+    torch.testing.assert_close(law(x, 1.5).denoised, wanted)
+
+
+def test_data_have_every_component_equally_often() -> None:
+    law = build_mixture()
+    drawn = law.draw(80 * COMPONENTS, 0)
+    nearest = ((drawn[:, None] - law.means) / law.stds).square().sum(-1).argmin(1)
+    assert torch.bincount(nearest).tolist() == [80] * COMPONENTS
+
+
+@pytest.mark.parametrize(("method", "order"), [(EULER, 1), (HEUN, 2), (DPMPP_2M, 2)])
+def test_errors_fall_with_the_order_of_the_method(method: Method, order: int) -> None:
+    law, eps = build_mixture(), start(8, 3)
+    wanted = solve(law, eps)
+    runs = list(
+        measure(
+            [method], ["karras"], (64, 128, 256), lambda m, s, sigmas: relative_error(end(law, eps, m, sigmas), wanted)
+        )
+    )
+    slopes = [math.log(a.error / b.error) / math.log(b.calls / a.calls) for a, b in pairwise(runs)]
+    assert slopes[-1] == pytest.approx(order, abs=0.15 * order)
+
+
+def test_the_ends_are_what_is_left_of_the_error_of_a_list_that_stops_early() -> None:
+    law, eps = build_mixture(), start(8, 4)
+    wanted = solve(law, eps)
+    whole, early = levels("karras", 16), levels("legacy_ddpm", 16)
+    assert whole is not None
+    assert early is not None
+    assert ends_error(law, eps, whole, wanted) < 1e-4
+    floor = ends_error(law, eps, early, wanted)
+    assert floor == pytest.approx(relative_error(end(law, eps, Method("uni_pc"), early), wanted), rel=0.1)
+    assert floor > 0.02
+
+
+def test_the_error_is_relative_and_of_each_picture_by_itself() -> None:
+    wanted = torch.randn((2, 4, 3, 3), generator=torch.Generator().manual_seed(0))
+    found = torch.stack([wanted[0] * 1.01, wanted[1] * 1.04])
+    assert relative_error(found, wanted) == pytest.approx(0.02, rel=1e-4)
+    assert relative_error(100 * found, 100 * wanted) == pytest.approx(0.02, rel=1e-4)
+
+
+def test_energy_distance_tells_laws_apart() -> None:
+    draw = lambda seed, std: std * torch.randn((800, 4), generator=torch.Generator().manual_seed(seed))  # noqa: E731
+    assert abs(energy_distance(draw(0, 1), draw(1, 1))) < 0.02
+    assert energy_distance(draw(0, 1), draw(1, 1.5)) > 0.1
+
+
+RUNS = (
+    Run("euler", "karras", 8, 8, 8, 0.1),
+    Run("heun", "karras", 8, 4, 7, 0.31),
+    Run("euler", "karras", 16, 16, 16, 0.05),
+    Run("heun", "karras", 16, 8, 15, 0.0123),
+    Run("euler", "simple", 8, 8, 8, 0.02),
+)
+
+
+def test_tables_hold_the_errors_in_percent_the_best_first() -> None:
+    lines = by_budget([run for run in RUNS if run.schedule == "karras"], "method", (8, 16), 16).splitlines()
+    assert lines[2:] == ["| `heun` | 31 | 1.2 |", "| `euler` | 10 | 5.0 |"]
+    lines = best(RUNS, (8,), [("heun", "karras"), ("heun", "simple")]).splitlines()
+    assert lines[2:] == ["| 8 | `euler` on `simple` 2.0 | `euler` on `karras` 10 | `heun` on `karras` 31 | 31 |  |"]
+    assert to_csv({"law": RUNS}).splitlines() == [
+        "law,sampler,schedule,8 calls,16 calls",
+        "law,euler,karras,10,5.0",
+        "law,heun,karras,31,1.2",
+        "law,euler,simple,2.0,",
+    ]
+    assert [percent(error) for error in (1.234, 0.0999, 0.0123, 0.00123, 0.000012)] == [
+        "123",
+        "10",
+        "1.2",
+        "0.12",
+        "0.001",
+    ]
+
+
+def test_figures_are_logarithmic_on_both_axes_and_names_do_not_overlap() -> None:
+    straight = {
+        name: [(calls, scale / calls) for calls in (8, 16, 32)] for name, scale in zip("abc", (1, 1.01, 4), strict=True)
+    }
+    marks = error_figure([Panel("one", straight, ("a", "b"))], "title")
+    dots = [mark.at for mark in marks if isinstance(mark, Dot)][:3]
+    assert dots[1][0] - dots[0][0] == pytest.approx(dots[2][0] - dots[1][0])
+    assert dots[1][1] - dots[0][1] == pytest.approx(dots[2][1] - dots[1][1])
+    heights = sorted(mark.at[1] for mark in marks if isinstance(mark, Label) and mark.text in "abc")
+    assert len(heights) == 2
+    assert heights[1] - heights[0] >= 20 - 1e-9
+    assert any(isinstance(mark, Path) and len(mark.points) == 3 for mark in marks)
+
+
+def test_the_map_has_a_cell_for_every_run_and_the_best_row_first() -> None:
+    marks, width, height = error_map(
+        {(run.schedule, run.method): run.error for run in RUNS if run.budget == 8}, "title"
+    )
+    places = {mark.text: mark.at for mark in marks if isinstance(mark, Label)}
+    assert places["simple"][1] < places["karras"][1] < height
+    assert places["euler"][0] < places["heun"][0] < width
+    assert {"2.0", "10", "31"} <= set(places)
+
+
+def test_the_schedule_that_is_left_out_is_another_one() -> None:
+    assert set(SCHEDULES) - set(SCHEDULE_NAMES) == {"explicit", "polyexponential"}
+    assert levels("polyexponential", 12) == pytest.approx(levels("exponential", 12), rel=1e-6)
