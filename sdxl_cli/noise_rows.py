@@ -47,7 +47,7 @@ def noise_rows(sigmas: Sequence[float], denoiser: DenoiserConfig, levels: Sequen
         denoiser: of the model that walks them.
         levels: the model's own, ascending.
     """
-    logs = [-2 * math.log(sigma) if sigma > 0 else None for sigma in sigmas]
+    logs = [0.0 - 2 * math.log(sigma) if sigma > 0 else None for sigma in sigmas]  # 0 - 0 is 0, where -2 * 0 is -0
     rows = []
     for index, (sigma, log) in enumerate(zip(sigmas, logs, strict=True)):
         following = logs[index + 1] if index + 1 < len(logs) else None

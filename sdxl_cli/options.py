@@ -85,7 +85,7 @@ def parse_choice(text: str | None, name: str) -> tuple[str | None, dict[str, Opt
     A value is a number (whole without a point), true, false or a word.
 
     Raises:
-        UsageError: an option is not written as key=value.
+        UsageError: an option is not written as key=value, or is written twice.
     """
     if text is None:
         return None, {}
@@ -95,7 +95,12 @@ def parse_choice(text: str | None, name: str) -> tuple[str | None, dict[str, Opt
         key, _, written = pair.partition("=")
         value = _parse_value(written.strip())
         if not key.strip() or value is None:
-            raise UsageError(f"{name} {text!r}: {pair!r} is no option", hint=f"write {chosen}:key=value,key=value")
+            raise UsageError(
+                f"{name} {text!r}: {pair!r} is no option",
+                hint=f"write {chosen}:key=value,key=value, with finite numbers",
+            )
+        if key.strip() in options:
+            raise UsageError(f"{name} {text!r} sets {key.strip()} twice")
         options[key.strip()] = value
     return chosen.strip(), options
 

@@ -45,14 +45,16 @@ def braille_plot(
     width: int,
     height: int,
     paint: Callable[[str, int], str] = lambda text, number: text,
+    firsts: Sequence[int] | None = None,
 ) -> list[str]:
-    """Values against their index, joined by lines, the vertical axis logarithmic; every series over the whole width.
+    """Values against their index, joined by lines, the vertical axis logarithmic.
 
     Args:
         series: one or more, each of at least one value above 0.
         width: of the whole plot in characters, at least 20.
         height: of the drawing in lines, at least 3; one line of index labels is added.
         paint: gives a text the colour of a series by its number; a cell that several share has that of the last.
+        firsts: index of the first value of each series; 0 of all if not given.
 
     Returns:
         The lines, top first.
@@ -68,9 +70,11 @@ def braille_plot(
 
     cells = [[0] * (columns // 2) for _ in range(height)]
     owners = [[0] * (columns // 2) for _ in range(height)]
-    for number, values in enumerate(series):
-        last = max(len(values) - 1, 1)
-        for x, y in _joined([(round(i / last * (columns - 1)), row_of(v)) for i, v in enumerate(values)]):
+    firsts = firsts or [0] * len(series)
+    last = max(first + len(values) - 1 for first, values in zip(firsts, series, strict=True))
+    for number, (first, values) in enumerate(zip(firsts, series, strict=True)):
+        columns_of = ((round(i / max(last, 1) * (columns - 1)), v) for i, v in enumerate(values, first))
+        for x, y in _joined([(column, row_of(v)) for column, v in columns_of]):
             cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
             owners[y // 4][x // 2] = number
 
@@ -82,7 +86,7 @@ def braille_plot(
             paint(chr(0x2800 + b), number) if b else chr(0x2800) for b, number in zip(bits, numbers, strict=True)
         )
         lines.append(f"{label:>{_LABEL}} {'┤' if label else '│'}{drawn}")
-    return [*lines, *_index_axis(max(len(values) for values in series), columns // 2)]
+    return [*lines, *_index_axis(last + 1, columns // 2)]
 
 
 def _joined(points: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

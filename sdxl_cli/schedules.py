@@ -1,6 +1,7 @@
 """Noise levels as they are written on a command line: a schedule by name, or a list."""
 
 import sys
+from array import array
 from pathlib import Path
 
 from sdxl_cli.options import parse_choice
@@ -83,7 +84,7 @@ def _parse(where: str, data: bytes) -> tuple[float, ...]:
                 hint="write levels with commas between, such as 14.6,7.8,3.5,0",
             ) from None
     try:
-        check_sigmas(sigmas)
+        check_sigmas(array("f", sigmas))  # as they will be walked: float32 has no 1e39, and 1.00000001 is 1
     except ScheduleError as error:
         raise ScheduleError(
             f"{where}: {error.message}", hint="write at least two levels, each below the last"

@@ -62,16 +62,19 @@ def show_levels(flags: SigmasFlags, console: Console) -> None:
     else:
         _print_tables(console, flags, walks, rows)
         if _plotted(flags):
-            _plot(console, [[s for s in walk.sigmas if s > 0] for walk in walks], _names(walks))
+            firsts = [walk.first for walk in walks]
+            _plot(console, [[s for s in walk.sigmas if s > 0] for walk in walks], _names(walks), firsts)
 
 
 def show_betas(flags: SigmasFlags, console: Console) -> None:
     """The beta schedule of training, its running product and the noise levels that follow; every timestep in files.
 
     Raises:
-        UsageError: a model without betas.
+        UsageError: a model without betas, or no rows.
         OutputError: a file that cannot be written.
     """
+    if flags.steps is not None and flags.steps < 1:
+        raise UsageError(f"--steps must be at least 1, not {flags.steps}")
     _, _, denoiser = _asked(flags)
     rows = beta_rows(denoiser)
     _draw(flags, lambda: _beta_figure(rows, denoiser))
@@ -82,7 +85,7 @@ def show_betas(flags: SigmasFlags, console: Console) -> None:
         for row in rows:
             console.data(f"{row.timestep},{row.beta!r},{row.alpha_bar!r},{row.sigma!r},{row.log_snr!r}")
     else:
-        wanted = min(_BETA_ROWS if flags.steps is None else max(flags.steps, 1), len(rows))
+        wanted = min(flags.steps or _BETA_ROWS, len(rows))
         places = sorted({round(i * (len(rows) - 1) / max(wanted - 1, 1)) for i in range(wanted)})
         print_table(
             console,
@@ -147,7 +150,7 @@ def _walks(
 ) -> list[Walk]:
     handover = None if flags.refine is None else parse_handover(flags.refine)
     if flags.sigmas is not None:
-        walks = [given_walk(flags.sigmas, steps)]
+        walks = [given_walk(flags.sigmas, steps, denoiser)]
     else:
         if steps is None:
             steps = (handover and handover.steps) or DEFAULT_STEPS
@@ -256,7 +259,9 @@ def _plotted(flags: SigmasFlags) -> bool:
     return sys.stdout.isatty() if flags.plot is None else flags.plot
 
 
-def _plot(console: Console, series: Sequence[Sequence[float]], names: Sequence[str]) -> None:
+def _plot(
+    console: Console, series: Sequence[Sequence[float]], names: Sequence[str], firsts: Sequence[int] | None = None
+) -> None:
     """A plot under a table; several series have their colours, and a line that names them."""
     coloured = has_colour(sys.stdout) and len(series) > 1
 
@@ -264,7 +269,7 @@ def _plot(console: Console, series: Sequence[Sequence[float]], names: Sequence[s
         return f"\033[{_ANSI[number % len(_ANSI)]}m{text}\033[0m" if coloured else text
 
     console.data("")
-    for line in braille_plot(series, max(min(get_terminal_size().columns, 100), 30), 16, paint):
+    for line in braille_plot(series, max(min(get_terminal_size().columns, 100), 30), 16, paint, firsts):
         console.data(line)
     if len(series) > 1:
         console.data("".join(f"{'':<10}{paint('━━', number)} {name}\n" for number, name in enumerate(names)).rstrip())

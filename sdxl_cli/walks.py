@@ -62,16 +62,18 @@ def resolve_walk(schedule: DiscretizationConfig, steps: int, denoiser: DenoiserC
     return Walk(described(schedule), steps, resolve_sigmas(schedule, steps, denoiser))
 
 
-def given_walk(text: str, steps: int | None) -> Walk:
+def given_walk(text: str, steps: int | None, denoiser: DenoiserConfig) -> Walk:
     """The levels of `--sigmas`.
 
     Raises:
         UsageError: as `read_sigmas`, or --steps says another number.
+        ScheduleError: as `read_sigmas`.
     """
     sigmas = read_sigmas(text)
     if steps not in (None, len(sigmas) - 1):
         raise UsageError(f"--sigmas takes {len(sigmas) - 1} steps, --steps says {steps}", hint="leave --steps out")
-    return Walk("explicit", len(sigmas) - 1, sigmas)
+    explicit = DiscretizationConfig.model_validate({"name": "explicit", "sigmas": sigmas})
+    return resolve_walk(explicit, len(sigmas) - 1, denoiser)
 
 
 def cut_to_strength(walk: Walk, strength: float, console: Console) -> Walk:

@@ -1,5 +1,6 @@
 """What a network predicts, by name: the words of presets, flags and files. Imports no torch."""
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ def predicting(denoiser: DenoiserConfig, name: PredictionName, **numbers: float 
         numbers: shift, sigma_min and sigma_max of the kind; None leaves what is there.
 
     Raises:
-        UsageError: a number that the kind does not have.
+        UsageError: a shift that is no positive number, or that the kind does not have.
     """
     kept = {"num_idx", "linear_start", "linear_end", "sigma_data"}
     if prediction_name(denoiser) == name:
@@ -77,4 +78,6 @@ def predicting(denoiser: DenoiserConfig, name: PredictionName, **numbers: float 
             f"a shift was given, which only flows have, and this model predicts {name}",
             hint="add --prediction flow if it was trained on flows",
         )
+    if not 0 < given.get("shift", 1.0) < math.inf:
+        raise UsageError(f"a shift must be a positive number, not {given['shift']:g}")
     return DenoiserConfig(**{**denoiser.model_dump(include=kept), **PREDICTIONS[name].denoiser, **given})

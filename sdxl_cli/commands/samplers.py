@@ -76,5 +76,5 @@ def list_(as_json: Json = False) -> None:
 
 
 def _written(value: Option) -> str:
-    """A value as `--sampler NAME:key=value` takes it."""
+    """A value as `--sampler NAME:key=value` takes it; inf cannot be set, an option without a limit is left out."""
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sdxl_cli.completion import complete_prediction, complete_preset, complete_schedule
 from sdxl_cli.console import Console
-from sdxl_cli.flags import takes
+from sdxl_cli.flags import takes, value
 from sdxl_cli.options import Json, flag
 from sdxl_core.errors import UsageError
 
@@ -27,10 +27,6 @@ app = typer.Typer(invoke_without_command=True, help="Show the noise levels that 
 WHICH, CUT, FORM = "Which levels", "Which of them", "Form"
 
 
-def _value(*names: str, metavar: str, help: str, panel: str, complete: Any = None) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, autocompletion=complete)
-
-
 @dataclass(frozen=True, slots=True)
 class SigmasFlags:
     """Everything that `sdxl sigmas` can be told; None means that something else decides."""
@@ -38,7 +34,7 @@ class SigmasFlags:
     context: typer.Context
     kind: Annotated[
         str | None,
-        _value(
+        value(
             "--kind",
             "--schedule",
             metavar="NAME",
@@ -48,11 +44,11 @@ class SigmasFlags:
         ),
     ] = None
     compare: Annotated[
-        str | None, _value("--compare", metavar="A,B,...", help="Several schedules side by side.", panel=WHICH)
+        str | None, value("--compare", metavar="A,B,...", help="Several schedules side by side.", panel=WHICH)
     ] = None
     sigmas: Annotated[
         str | None,
-        _value(
+        value(
             "--sigmas",
             metavar="LIST",
             help="Levels one by one, a file of them, or '-' for stdin.",
@@ -61,7 +57,7 @@ class SigmasFlags:
     ] = None
     preset: Annotated[
         str | None,
-        _value(
+        value(
             "--preset",
             "-p",
             metavar="NAME",
@@ -74,18 +70,18 @@ class SigmasFlags:
         bool, flag("--betas", help="The betas of training and what they leave of the signal.", panel=WHICH)
     ] = False
     steps: Annotated[
-        int | None, _value("--steps", metavar="N", help="Number of steps, 1 to 1000; 30 if not given.", panel=WHICH)
+        int | None, value("--steps", metavar="N", help="Number of steps, 1 to 1000; 30 if not given.", panel=WHICH)
     ] = None
-    rho: Annotated[float | None, _value("--rho", metavar="R", help="Short for NAME:rho=R.", panel=WHICH)] = None
+    rho: Annotated[float | None, value("--rho", metavar="R", help="Short for NAME:rho=R.", panel=WHICH)] = None
     sigma_min: Annotated[
-        float | None, _value("--sigma-min", metavar="S", help="Short for NAME:sigma_min=S.", panel=WHICH)
+        float | None, value("--sigma-min", metavar="S", help="Short for NAME:sigma_min=S.", panel=WHICH)
     ] = None
     sigma_max: Annotated[
-        float | None, _value("--sigma-max", metavar="S", help="Short for NAME:sigma_max=S.", panel=WHICH)
+        float | None, value("--sigma-max", metavar="S", help="Short for NAME:sigma_max=S.", panel=WHICH)
     ] = None
     prediction: Annotated[
         str | None,
-        _value(
+        value(
             "--prediction",
             metavar="NAME",
             help="What the network predicts, which decides its trained levels; eps if not given.",
@@ -94,15 +90,15 @@ class SigmasFlags:
         ),
     ] = None
     shift: Annotated[
-        float | None, _value("--shift", metavar="S", help="Shift of a flow: every noise level times S.", panel=WHICH)
+        float | None, value("--shift", metavar="S", help="Shift of a flow: every noise level times S.", panel=WHICH)
     ] = None
     strength: Annotated[
         float | None,
-        _value("--strength", metavar="S", help="The last levels, as a picture of that strength takes them.", panel=CUT),
+        value("--strength", metavar="S", help="The last levels, as a picture of that strength takes them.", panel=CUT),
     ] = None
     refine: Annotated[
         str | None,
-        _value("--refine", metavar="MODE", help="Split between base and refiner, such as share@0.8.", panel=CUT),
+        value("--refine", metavar="MODE", help="Split between base and refiner, such as share@0.8.", panel=CUT),
     ] = None
     plot: Annotated[
         bool | None,
@@ -112,10 +108,10 @@ class SigmasFlags:
     as_csv: Annotated[bool, flag("--csv", help="Print comma-separated values.", panel=FORM)] = False
     emit: Annotated[bool, flag("--emit", help="Print the levels alone, for 'sdxl gen --sigmas -'.", panel=FORM)] = False
     png: Annotated[
-        Path | None, _value("--png", metavar="FILE", help="Draw a figure into a PNG as well.", panel=FORM)
+        Path | None, value("--png", metavar="FILE", help="Draw a figure into a PNG as well.", panel=FORM)
     ] = None
     svg: Annotated[
-        Path | None, _value("--svg", metavar="FILE", help="Draw a figure into an SVG as well.", panel=FORM)
+        Path | None, value("--svg", metavar="FILE", help="Draw a figure into an SVG as well.", panel=FORM)
     ] = None
     overwrite: Annotated[bool, flag("--overwrite", help="Replace FILE if it exists.", panel=FORM)] = False
 

@@ -63,7 +63,9 @@ def test_a_choice_carries_options(text: str, expected: tuple[str, dict[str, floa
     assert parse_choice(text, "--sampler") == expected
 
 
-@pytest.mark.parametrize("text", ["a:", "a:b", "a:b=", "a:=1", "a:b=nan", "a:b=inf", "a:b=1,", "a:b=1;c=2"])
+@pytest.mark.parametrize(
+    "text", ["a:", "a:b", "a:b=", "a:=1", "a:b=nan", "a:b=inf", "a:b=1,", "a:b=1;c=2", "a:b=1,b=2"]
+)
 def test_what_is_no_option(text: str) -> None:
     with pytest.raises(UsageError, match="--sampler"):
         parse_choice(text, "--sampler")
@@ -186,7 +188,7 @@ def test_amounts_rates_and_times_read_well() -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=300), st.integers(20, 120), st.integers(3, 30))
 def test_a_plot_has_its_size_and_a_dot_for_every_value(values: list[float], width: int, height: int) -> None:
-    lines = braille_plot(values, width, height)
+    lines = braille_plot([values], width, height)
     assert len(lines) == height + 2
     assert max(map(len, lines)) <= width
     dots = sum(bin(ord(c) - 0x2800).count("1") for line in lines for c in line if 0x2800 <= ord(c) < 0x2900)
@@ -194,10 +196,16 @@ def test_a_plot_has_its_size_and_a_dot_for_every_value(values: list[float], widt
 
 
 def test_a_straight_line_in_the_logarithm_is_a_straight_plot() -> None:
-    drawn = braille_plot([10.0**-i for i in range(9)], 28, 9)[:9]
+    drawn = braille_plot([[10.0**-i for i in range(9)]], 28, 9)[:9]
     starts = [next(i for i, c in enumerate(line[10:]) if c != chr(0x2800)) for line in drawn]
     assert starts == sorted(starts)
     assert {b - a for a, b in pairwise(starts)} <= {1, 2, 3}
+
+
+def test_every_curve_of_a_plot_has_its_place_over_the_indices() -> None:
+    whole = braille_plot([[8.0, 4.0, 2.0, 1.0, 0.5]], 40, 9)
+    assert braille_plot([[8.0, 4.0, 2.0], [2.0, 1.0, 0.5]], 40, 9, firsts=[0, 2]) == whole
+    assert braille_plot([[8.0, 4.0, 2.0, 1.0, 0.5], [8.0, 4.0]], 40, 9) == whole
 
 
 def test_ticks_are_round_and_few() -> None:

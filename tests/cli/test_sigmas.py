@@ -205,6 +205,10 @@ def test_a_figure_shows_falling_levels_over_a_logarithmic_axis(sdxl: Sdxl) -> No
     assert np.diff(heights)[0] > 0
 
 
+def test_the_level_of_as_much_noise_as_signal_has_no_sign(sdxl: Sdxl) -> None:
+    assert "-0" not in sdxl("sigmas", "--sigmas", "1,0").out
+
+
 def test_a_figure_replaces_no_file_unasked(sdxl: Sdxl) -> None:
     Path("levels.png").write_bytes(b"mine")
     refused = sdxl("sigmas", "--png", "levels.png")
@@ -233,6 +237,9 @@ def test_a_figure_replaces_no_file_unasked(sdxl: Sdxl) -> None:
         (["--compare", "karras", "--kind", "beta"], "--kind and --compare exclude each other"),
         (["--compare", "karras", "--emit"], "--compare and --emit exclude each other"),
         (["--sigmas", "5,6,0"], "must decrease"),
+        (["--sigmas", "1e39,1,0"], "noise level 0 is inf"),
+        (["--sigmas", "1.00000000001,1,0"], "must decrease"),
+        (["--kind", "explicit"], "no levels of its own"),
         (["--sigmas", "5,1,0", "--steps", "3"], "--sigmas takes 2 steps, --steps says 3"),
         (["--strength", "0"], "strength must be above 0 and at most 1"),
         (["--strength", "1.5"], "strength must be above 0 and at most 1"),
@@ -245,6 +252,8 @@ def test_a_figure_replaces_no_file_unasked(sdxl: Sdxl) -> None:
         (["--refine", "half"], "unknown way to hand over"),
         (["--prediction", "epsilon"], "unknown prediction 'epsilon'"),
         (["--shift", "3"], "only flows have"),
+        *((["--prediction", "flow", "--shift", shift], "a shift must be a positive") for shift in ("0", "-1", "nan")),
+        (["--betas", "--steps", "0"], "--steps must be at least 1, not 0"),
         (["--betas", "--prediction", "flow"], "trained without a beta schedule"),
         (["--betas", "--kind", "karras"], "--betas and --kind exclude each other"),
         (["--preset", "sdxl-bas"], "sdxl-bas"),
