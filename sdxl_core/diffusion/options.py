@@ -13,12 +13,16 @@ from sdxl_core.types import Option
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """An option that takes one of these values."""
+    """An option that takes one of these values; a number with a point may be written without."""
 
     values: tuple[Option, ...]
 
     def __contains__(self, value: object) -> bool:
-        return any(type(value) is type(known) and value == known for known in self.values)
+        kind = type(value)
+        return any(
+            value == known and (kind is type(known) or (kind is int and isinstance(known, float)))
+            for known in self.values
+        )
 
     def __str__(self) -> str:
         return either([f"{value:g}" if isinstance(value, float) else str(value) for value in self.values])

@@ -109,7 +109,11 @@ def test_a_picture_says_which_levels_it_walked(gen: Sdxl, sdxl: Sdxl, flags: lis
         (["--schedule", "karras:sigma_min=20"], ["sigma_min 20", "must be positive and rise"]),
         (["--schedule", "normal:rho=3"], ["--schedule: schedule 'normal' has no option 'rho'"]),
         (["--schedule", "beta", "--steps", "200"], ["cannot give 200 distinct levels", "take fewer steps"]),
-        (["--schedule", "explicit"], ["at least two noise levels"]),
+        (["--schedule", "explicit"], ["no levels of its own", "--sigmas"]),
+        (["--schedule", "laplace:mu=50"], ["distinct levels", "take fewer steps, or other options"]),
+        (["--schedule", "karras:rho=7,rho=5"], ["sets rho twice"]),
+        (["--sigmas", "1e39,1,0"], ["noise level 0 is inf"]),
+        (["--sigmas", "1.00000000001,1,0"], ["must decrease, but level 0 is 1.0 and level 1 1.0"]),
     ],
 )
 def test_levels_that_cannot_be_walked(gen: Sdxl, flags: list[str], words: list[str]) -> None:

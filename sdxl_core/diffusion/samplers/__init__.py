@@ -47,6 +47,7 @@ _ADAPTIVE: Mapping[str, Allowed] = {
     "atol": Between(1e-8, 1.0),
     "h_init": Between(1e-3, 10.0),
 }
+_RESTARTS = {"restarts": Between(0, 100, whole=True), "restart_steps": Between(0, 1000, whole=True)}
 _SA_ORDERS = {"predictor_order": _UP_TO_4, "corrector_order": OneOf((0, 1, 2, 3, 4))}
 
 _ROWS = (
@@ -78,7 +79,7 @@ _ROWS = (
     Sampler(sa_solver_pece, 4, 2, True, "arXiv:2309.05019", _SA_ORDERS),
     Sampler(seeds_2, 2, 2, True, "arXiv:2305.14267", {"r": _SHARE, "solver_type": OneOf(("phi_1", "phi_2"))}),
     Sampler(seeds_3, 3, 3, True, "arXiv:2305.14267"),
-    Sampler(restart, 2, 2, True, "arXiv:2306.14878"),
+    Sampler(restart, 2, 2, True, "arXiv:2306.14878", _RESTARTS),
     Sampler(lcm, 0, 1, True, "arXiv:2310.04378"),
     Sampler(tcd, 1, 1, True, "arXiv:2402.19159", {"eta": Between(0.0, 1.0)}),
     Sampler(euler_cfg_pp, 1, 1, False, "arXiv:2406.08070", uncond=True),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sdxl_core.diffusion.levels import check_sigmas
 from sdxl_core.diffusion.samplers.heun import heun
+from sdxl_core.errors import ScheduleError
 from sdxl_core.types import Denoise, Noise, Step
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ def restart(
         n steps; the last one's x is the sample.
 
     Raises:
-        ScheduleError: sigmas has fewer than two levels or does not decrease.
+        ScheduleError: sigmas has fewer than two levels or does not decrease, or restart_low is not below restart_high.
 
     Source: Xu et al. 2023, arXiv:2306.14878, algorithm 1; levels and counts as in A1111, which takes the
         steps of the restarts from those asked for.
     """
     check_sigmas(sigmas)
+    if restart_low >= restart_high:
+        raise ScheduleError(f"restart_low {restart_low:g} must be below restart_high {restart_high:g}")
     arrival = _nearest(sigmas[1:], restart_low)
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         (step,) = heun(denoise, x, (sigma, sigma_next), noise=noise)

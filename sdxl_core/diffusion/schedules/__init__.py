@@ -78,7 +78,7 @@ class Schedule:
                 raise ScheduleError(
                     f"the schedule {self.name} cannot give {n} distinct levels: levels {i} and {i + 1} are both "
                     f"{sigma:g}",
-                    hint="take fewer steps",
+                    hint="take fewer steps, or other options" if options else "take fewer steps",
                 )
         check_sigmas(sigmas)
         return sigmas
@@ -86,6 +86,10 @@ class Schedule:
 
 def explicit(table: Table, n: int, *, sigmas: tuple[float, ...] = ()) -> Sequence[float]:
     """The levels that are given, one more than there are steps."""
+    if not sigmas:
+        raise ScheduleError(
+            "the schedule explicit has no levels of its own", hint="give them, as in --sigmas 14.6,7.8,3.5,0"
+        )
     check_sigmas(sigmas)
     if len(sigmas) != n + 1:
         steps = len(sigmas) - 1

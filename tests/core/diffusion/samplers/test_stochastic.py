@@ -11,6 +11,7 @@ from torch import Tensor
 from sdxl_core.diffusion.discretization import edm, legacy_ddpm, legacy_ddpm_table
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.diffusion.samplers import SAMPLERS
+from sdxl_core.errors import ScheduleError
 from sdxl_core.types import Prediction
 
 SHAPE = (4, 6, 5)
@@ -254,13 +255,17 @@ def test_restart_goes_up_once_near_the_end_and_counts_its_calls() -> None:
         ((14.6, 3.0, 0.0), {}),  # the nearest is above where a restart goes
         (edm(20), {"restart_steps": 0}),
         (edm(20), {"restarts": 0}),
-        (edm(20), {"restart_high": 0.05}),
     ],
 )
 def test_without_a_restart_it_is_heun(sigmas: tuple[float, ...], options: dict[str, float]) -> None:
     x = PictureNoise([0], SHAPE).start(sigmas[0])
     ours = steps("restart", TwoPeaks(), x, sigmas, silence, **options)
     assert torch.equal(ours[-1].x, steps("heun", TwoPeaks(), x, sigmas, silence)[-1].x)
+
+
+def test_a_restart_that_would_go_down_is_refused() -> None:
+    with pytest.raises(ScheduleError, match="must be below restart_high"):
+        steps("restart", TwoPeaks(), torch.zeros(SHAPE), edm(20), silence, restart_high=0.05)
 
 
 @pytest.mark.parametrize(("points", "limit"), [(200, 1e-3), (20_000, 1e-5)])

@@ -69,6 +69,7 @@ def test_every_row_says_what_it_is_and_what_its_words_may_be(name: str) -> None:
         ("lms", {"order": True}, "must be 1, 2, 3 or 4, not true"),
         ("euler", {"s_churn": True}, "must be a number of at least 0, not true"),
         ("euler", {"s_churn": "much"}, "must be a number of at least 0, not 'much'"),
+        ("restart", {"restarts": 1000000}, "must be a whole number from 0 to 100, not 1000000"),
         ("euler", {"s_churn": (1.0,)}, "must be a number of at least 0, not [1.0]"),
     ],
 )

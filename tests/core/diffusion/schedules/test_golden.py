@@ -120,3 +120,7 @@ def test_the_timesteps_are_the_published_ones() -> None:
 def test_gits_has_every_published_coefficient(coefficient: float, n: int, printed: str) -> None:
     sigmas = levels("gits", n, coefficient=coefficient)
     assert sigmas == pytest.approx([*map(float, printed.split()), 0], rel=1e-7)
+
+
+def test_a_whole_coefficient_of_gits_needs_no_point() -> None:
+    assert levels("gits", 4, coefficient=1) == levels("gits", 4, coefficient=1.0)
