@@ -24,8 +24,13 @@ def warn_of_lost_words(plan: Plan, model: ModelConfig, console: Console) -> None
 
 
 def warn_of_guidance(plan: Plan, console: Console) -> None:
-    """The CFG++ forms add all of the guidance to the picture in every step, so a usual scale burns it."""
+    """The CFG++ forms add all of the guidance to the picture in every step, so a usual scale burns it.
+
+    And at a scale of 1 there is no guidance for the methods to change, but for those that go on without it.
+    """
     name, guider = plan.sampler.name, plan.guider
+    if idle := guider.idle():
+        console.warn(f"{', '.join(idle)}: no effect without guidance, and {guider.scale:g} is none: try --guidance 5")
     if SAMPLERS[name].uncond and guider.name != "identity" and guider.scale > MOST_CFG_PP:
         console.warn(f"{name} is meant for a guidance of 0.5 to 1.5, and {guider.scale:g} is more: try --guidance 1")
 

@@ -74,7 +74,9 @@ def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
     groups = list(batches([job.plan for job in run.jobs], flags.batch_size))
     options = "".join(f", {key} {value}" for key, value in plan.sampler.options().items())
     calls = total_calls(groups)
-    steps = f"{plan.steps} steps" if SAMPLERS[plan.sampler.name].calls is not None else "steps of its own"
+    steps = (
+        counted(plan.steps, "step", "steps") if SAMPLERS[plan.sampler.name].calls is not None else "steps of its own"
+    )
     made = "as many as each picture needs," if calls is None else calls
     shown = [f"{sigma:.4g}" for sigma in sigmas]
     levels = " ".join(shown if len(shown) <= 8 else [*shown[:4], "...", *shown[-4:]])

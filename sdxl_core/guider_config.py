@@ -176,6 +176,10 @@ class GuiderConfig(Config):
         where = () if interval is None else (f"{interval.unit} {interval.low:g}..{interval.high:g}",)
         return (*self.methods(), *where)
 
+    def idle(self) -> tuple[str, ...]:
+        """Methods that change guidance where a scale of 1 leaves none."""
+        return () if self.runs_uncond() else tuple(name for name in self.methods() if name in _OF_BOTH_SIDES)
+
     def runs_uncond(self, keep_uncond: bool = False) -> bool:
         """Whether the unconditional side is run: where it has a say, or a CFG++ sampler wants it kept."""
         has_a_say = self.scale != 1 or self.fdg is not None or self.perp_neg is not None

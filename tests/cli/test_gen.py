@@ -186,6 +186,15 @@ def test_a_cfg_pp_sampler_asks_for_little_guidance(gen: Sdxl) -> None:
     assert "guidance" not in gen("a cat", "--seed", 7, "--guidance", 5, "--dry-run").err
 
 
+def test_changes_of_guidance_where_there_is_none_are_told(gen: Sdxl) -> None:
+    def told(*flags: object) -> str:
+        return gen("a cat", "--seed", 7, "--dry-run", *flags).err
+
+    assert "no effect" not in told("--guidance", 1, "--guider", "pag", "--guider", "fdg")
+    assert "tcfg, apg: no effect" in told("--guidance", 1, "--guider", "apg", "--guider", "tcfg", "--guider", "pag")
+    assert "no effect" not in told("--guidance", 2, "--guider", "apg")
+
+
 def test_calls_that_nobody_knows_beforehand_are_recorded_as_they_were_made(gen: Sdxl) -> None:
     adaptive = ("a cat", "--seed", 7, "--sampler", "dpm_adaptive:order=2,rtol=0.2")
     shown = gen(*adaptive, "--dry-run").out
