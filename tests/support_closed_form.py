@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from scipy.integrate import solve_ivp
 
+from sdxl_core.config import DenoiserConfig, DiscretizationConfig
 from sdxl_core.diffusion.samplers import SAMPLERS
+from sdxl_core.diffusion.schedules import resolve_sigmas
 from sdxl_core.types import Noise, Prediction, Step
 
 
@@ -95,6 +97,11 @@ def deterministic(name: str) -> dict[str, float]:
     """The options under which a sampler adds no noise and solves the equation."""
     none = {"eta": 0.0, "restarts": 0}
     return {option: value for option, value in none.items() if option in SAMPLERS[name].options}
+
+
+def legacy_ddpm(n: int) -> tuple[float, ...]:
+    """The n + 1 levels of the published default."""
+    return resolve_sigmas(DiscretizationConfig(), n, DenoiserConfig())
 
 
 def karras_levels(n: int, high: float = 14.6, low: float = 0.03, rho: float = 7.0) -> list[float]:

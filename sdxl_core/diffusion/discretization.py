@@ -151,22 +151,6 @@ def legacy_ddpm_timesteps(n: int, num_idx: int = NUM_IDX) -> tuple[int, ...]:
     return tuple(int(t) for t in np.linspace(num_idx - 1, 0, n, endpoint=False))
 
 
-def legacy_ddpm(n: int, denoiser: DenoiserConfig | None = None) -> tuple[float, ...]:
-    """A list of n levels of the trained table, evenly spaced in timestep, then 0: n + 1 decreasing floats.
-
-    Args:
-        n: steps.
-        denoiser: whose levels; None for SDXL's.
-
-    Raises:
-        ScheduleError: n < 1, n > num_idx, or levels that cannot be made.
-    """
-    denoiser = denoiser or DenoiserConfig()
-    timesteps = legacy_ddpm_timesteps(n, denoiser.num_idx)
-    table = trained_levels(denoiser)
-    return (*(float(table[t]) for t in timesteps), 0.0)
-
-
 def edm(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> tuple[float, ...]:
     """Walk from sigma_max to sigma_min in n levels evenly spaced in sigma^(1/rho), then 0: n + 1 decreasing floats.
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from support_cli import Sdxl
+from support_closed_form import legacy_ddpm
 
 from sdxl_core.config import DenoiserConfig, DiscretizationConfig
-from sdxl_core.diffusion.discretization import alpha_bars, edm, last_levels, legacy_ddpm, linear_betas, trained_levels
+from sdxl_core.diffusion.discretization import alpha_bars, edm, last_levels, linear_betas, trained_levels
 from sdxl_core.diffusion.schedules import SCHEDULES, resolve_sigmas
 
 ROOT = Path(__file__).parents[2]

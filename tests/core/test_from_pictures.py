@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support_closed_form import legacy_ddpm
 from support_tiny import Kind, tiny_config, write_tiny_checkpoint
 from torch import Tensor
 
 from sdxl_core.canvas import Canvas, build_canvas
 from sdxl_core.config import DiscretizationConfig, MaskConfig, SamplerConfig, SourceConfig
-from sdxl_core.diffusion.discretization import legacy_ddpm
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import ScheduleError
 from sdxl_core.from_pictures import sample_from

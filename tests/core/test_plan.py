@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support_closed_form import legacy_ddpm
 from support_tiny import tiny_config
 
 from sdxl_core.batching import batches, network_rows, total_calls
-from sdxl_core.diffusion.discretization import edm, last_levels, legacy_ddpm
+from sdxl_core.diffusion.discretization import edm, last_levels
 from sdxl_core.errors import ScheduleError, UsageError
 from sdxl_core.plan import Plan, build_plan
 from sdxl_core.presets import load_preset

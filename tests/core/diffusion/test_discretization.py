@@ -11,12 +11,12 @@ import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
+from support_closed_form import legacy_ddpm
 
 from sdxl_core.config import DenoiserConfig, DiscretizationConfig
 from sdxl_core.diffusion.discretization import (
     alpha_bars,
     edm,
-    legacy_ddpm,
     legacy_ddpm_table,
     legacy_ddpm_timesteps,
     linear_betas,

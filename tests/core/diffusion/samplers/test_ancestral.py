@@ -4,9 +4,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from support_closed_form import Gaussian, TwoPeaks, silence, steps
+from support_closed_form import Gaussian, TwoPeaks, legacy_ddpm, silence, steps
 
-from sdxl_core.diffusion.discretization import edm, legacy_ddpm
+from sdxl_core.diffusion.discretization import edm
 from sdxl_core.diffusion.noise import PictureNoise
 
 ANCESTRAL = ["euler_ancestral", "dpmpp_2s_ancestral"]

@@ -4,10 +4,10 @@ import math
 from itertools import pairwise
 
 import pytest
-from support_closed_form import Gaussian, TwoPeaks, silence, steps
+from support_closed_form import Gaussian, TwoPeaks, legacy_ddpm, silence, steps
 from torch import Tensor
 
-from sdxl_core.diffusion.discretization import edm, legacy_ddpm
+from sdxl_core.diffusion.discretization import edm
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.types import Prediction

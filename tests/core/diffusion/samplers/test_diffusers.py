@@ -22,9 +22,9 @@ from diffusers import (
     LMSDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from support_closed_form import Gaussian, TwoPeaks, silence, steps
+from support_closed_form import Gaussian, TwoPeaks, legacy_ddpm, silence, steps
 
-from sdxl_core.diffusion.discretization import edm, legacy_ddpm
+from sdxl_core.diffusion.discretization import edm
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.types import Denoise
 

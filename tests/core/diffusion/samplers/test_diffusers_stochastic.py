@@ -20,10 +20,10 @@ from diffusers import (
     SASolverScheduler,
     TCDScheduler,
 )
-from support_closed_form import Gaussian, TwoPeaks, steps
+from support_closed_form import Gaussian, TwoPeaks, legacy_ddpm, steps
 from torch import Tensor
 
-from sdxl_core.diffusion.discretization import edm, legacy_ddpm, legacy_ddpm_timesteps
+from sdxl_core.diffusion.discretization import edm, legacy_ddpm_timesteps
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.types import Denoise
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from support_closed_form import Gaussian, TwoPeaks, log_levels, silence, steps
+from support_closed_form import Gaussian, TwoPeaks, legacy_ddpm, log_levels, silence, steps
 from torch import Tensor
 
-from sdxl_core.diffusion.discretization import edm, legacy_ddpm
+from sdxl_core.diffusion.discretization import edm
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.types import Denoise
 

@@ -14,13 +14,14 @@ from support_closed_form import (
     TwoPeaks,
     deterministic,
     karras_levels,
+    legacy_ddpm,
     log_levels,
     silence,
     solved,
     steps,
 )
 
-from sdxl_core.diffusion.discretization import edm, legacy_ddpm
+from sdxl_core.diffusion.discretization import edm
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.diffusion.options import Between
 from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls

@@ -5,9 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support_closed_form import Gaussian, silence, steps
+from support_closed_form import Gaussian, legacy_ddpm, silence, steps
 
-from sdxl_core.diffusion.discretization import legacy_ddpm
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.diffusion.samplers.moves import Churn, ancestral_levels, toward
 

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
-from support_closed_form import Gaussian, TwoPeaks, karras_levels, log_levels, silence, steps
+from support_closed_form import Gaussian, TwoPeaks, karras_levels, legacy_ddpm, log_levels, silence, steps
 
-from sdxl_core.diffusion.discretization import legacy_ddpm
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.diffusion.samplers.deis import log_weights
 from sdxl_core.diffusion.samplers.lms import adams_weights

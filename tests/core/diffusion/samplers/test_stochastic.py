@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from support_closed_form import Counted, Gaussian, TwoPeaks, deterministic, log_levels, silence, steps
+from support_closed_form import Counted, Gaussian, TwoPeaks, deterministic, legacy_ddpm, log_levels, silence, steps
 from torch import Tensor
 
-from sdxl_core.diffusion.discretization import edm, legacy_ddpm, legacy_ddpm_table
+from sdxl_core.diffusion.discretization import edm, legacy_ddpm_table
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.errors import ScheduleError

@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 import tomli
 from pydantic import ValidationError
+from support_closed_form import legacy_ddpm
 
 from sdxl_cli.toml_text import to_toml
 from sdxl_core.config import SamplerConfig
-from sdxl_core.diffusion.discretization import legacy_ddpm
 from sdxl_core.diffusion.samplers import SAMPLERS, check_options, model_calls, resolve_sampler
 from sdxl_core.errors import UsageError
 
