@@ -45,9 +45,8 @@ class BlurredQueries:
         else:
             b, heads, n, d = q.shape
             grid = q.transpose(2, 3).reshape(b, heads * d, *size)
-            smooth = (
-                blur(grid, gaussian(self.blur, math.ceil(6 * self.blur) // 2)).reshape(b, heads, d, n).transpose(2, 3)
-            )
+            reach = min(math.ceil(6 * self.blur) // 2, max(size) // 2)  # `blur` takes no more of the window
+            smooth = blur(grid, gaussian(self.blur, reach)).reshape(b, heads, d, n).transpose(2, 3)
         return kernel(smooth, k, v)
 
 

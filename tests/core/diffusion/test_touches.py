@@ -62,6 +62,11 @@ def test_queries_are_blurred_over_the_map_as_it_is_and_not_as_a_square() -> None
     assert (out - other).abs().max() > 1e-3
 
 
+def test_a_blur_far_wider_than_the_map_makes_no_window_wider_than_the_map() -> None:
+    out = BlurredQueries(1e9)(sdpa, Q, K, V, size=SIZE)  # a window of six times that would take 24 GB
+    torch.testing.assert_close(out, BlurredQueries(1e4)(sdpa, Q, K, V, size=SIZE))
+
+
 def test_a_blur_of_nothing_is_the_kernel() -> None:
     torch.testing.assert_close(BlurredQueries(0.01)(sdpa, Q, K, V, size=SIZE), sdpa(Q, K, V))
 
