@@ -52,7 +52,7 @@ def braille_plot(
     Args:
         series: one or more, each of at least one value above 0.
         width: of the whole plot in characters, at least 20.
-        height: of the drawing in lines, at least 3; one line of index labels is added.
+        height: of the drawing in lines, at least 3; the axis and a line of index labels are added.
         paint: gives a text the colour of a series by its number; a cell that several share has that of the last.
         firsts: index of the first value of each series; 0 of all if not given.
 

@@ -1,5 +1,6 @@
 """What a person at a real terminal sees: bars that move and reach their end, and Ctrl-C that tidies up."""
 
+import codecs
 import fcntl
 import os
 import pty
@@ -36,6 +37,7 @@ def at_terminal(argv: list[str], folder: Path, react: Callable[[str], bytes]) ->
     )
     os.close(secondary)
     seen, deadline = "", time.monotonic() + TIMEOUT_S
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end amid a character
     try:
         while time.monotonic() < deadline:
             if select.select([primary], [], [], 0.1)[0]:
@@ -45,7 +47,7 @@ def at_terminal(argv: list[str], folder: Path, react: Callable[[str], bytes]) ->
                     break
                 if not chunk:
                     break
-                seen += chunk.decode("utf-8", "replace")
+                seen += decoder.decode(chunk)
                 os.write(primary, react(seen))
         return child.wait(20), seen
     finally:
