@@ -83,6 +83,7 @@ def record_pairs(record: Mapping[str, Any]) -> Pairs:
         ("guidance", with_options(guider)),
         ("model calls", record.get("model_calls")),
         ("model", plan.get("model")),
+        *_refiner(_table(plan.get("refiner")), _table(record.get("switch"))),
         *(
             (f"{w.get('role')} file", f"{w.get('name')} sha256 {w.get('sha256')}")
             for w in _tables(record.get("weights"))
@@ -92,6 +93,12 @@ def record_pairs(record: Mapping[str, Any]) -> Pairs:
         ("software", record.get("software")),
     ]
     return [(name, shorten(str(value), 2000)) for name, value in facts if value not in (None, "")]
+
+
+def _refiner(refiner: Mapping[str, Any], switch: Mapping[str, Any]) -> Pairs:
+    """The second model, and where it took over."""
+    at = f", from step {switch.get('step')} (sigma {switch.get('sigma')})" if switch else ""
+    return [("refiner", f"{refiner.get('model')}, {refiner.get('mode')}{at}")] if refiner else []
 
 
 def _source(source: Mapping[str, Any]) -> Iterator[tuple[str, object]]:

@@ -176,7 +176,7 @@ def _choose_model(flags: DrawFlags, overrides: Mapping[str, Any], console: Conso
         header = read_header(path)
         found = detect(header)
         preset = _load(flags.preset or preset_for(found, read_markers(header).prediction), overrides)
-        if found.kind != preset.model.kind:
+        if found.kind != preset.model.file_kind:
             check_model(header, preset.model, {})
         console.note(f"{path.name} is {found.title} ({found.reason})")
         return preset, path

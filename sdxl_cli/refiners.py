@@ -60,7 +60,7 @@ def resolve_refiner(flags: DrawFlags, preset: Preset) -> Refiner | None:
             return Refiner(refiner, None)
         raise
     header = read_header(path)
-    if detect(header).kind != refiner.model.kind:
+    if detect(header).kind != refiner.model.file_kind:
         check_model(header, refiner.model, {})
     model, _ = adapt_model(refiner.model, read_markers(header), refiner.recipe.prediction, refiner.recipe.shift)
     return Refiner(replace(refiner, model=model), path)

@@ -242,6 +242,11 @@ class ModelConfig(Config):
             )
         return self
 
+    @property
+    def file_kind(self) -> str:
+        """What its own file is, in the words of `checkpoints.detect`."""
+        return "unet_only" if self.parts_from else self.kind
+
     @model_validator(mode="after")
     def _widths_agree(self) -> "ModelConfig":
         crossattn = sum(tower.width for tower in self.conditioner.towers().values())

@@ -58,7 +58,7 @@ def check_model(header: Header, model: ModelConfig, expected: Shapes, unused: Co
         CheckpointError: it is another kind of model, one of another size, or its tensors do not match.
     """
     found = detect(header)
-    if found.kind != ("unet_only" if model.parts_from else model.kind):
+    if found.kind != model.file_kind:
         raise CheckpointError(
             f"{header.path}: preset {model.name} needs an SDXL {model.kind}, this is {found.title} ({found.reason})",
             hint=_ADVICE.get(found.kind, "give an SDXL base or refiner as one .safetensors file"),

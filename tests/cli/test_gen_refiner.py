@@ -25,7 +25,7 @@ def pixels(path: Path) -> object:
         return np.asarray(image).tolist()
 
 
-def test_two_models_draw_one_picture_and_the_record_names_both(refined: Sdxl, tiny_folder: Path) -> None:
+def test_two_models_draw_one_picture_and_the_record_names_both(refined: Sdxl, tiny_folder: Path, sdxl: Sdxl) -> None:
     result = refined("a cat", "--seed", 7, "--steps", 10, "--refiner")
     assert (result.code, result.out) == (0, "outputs/00001-7-a-cat.png\n")
     assert "1/1 seed 7, 10 model calls, " in result.err
@@ -49,6 +49,7 @@ def test_two_models_draw_one_picture_and_the_record_names_both(refined: Sdxl, ti
     _, _, pairs = parse_parameters(found.parameters or "")
     assert pairs["Refiner"] == f"tiny_refiner [{hashes['refiner'][:10]}]"
     assert float(pairs["Refiner switch at"]) == pytest.approx(0.8, abs=0.01)
+    assert "tiny-refiner, share@0.8, from step 8 (sigma 0.569" in sdxl("inspect", result.paths[0]).out
 
 
 def test_handing_over_to_the_same_model_is_the_single_run(gen: Sdxl, tiny_folder: Path) -> None:
