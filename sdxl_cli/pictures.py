@@ -3,6 +3,7 @@
 import glob
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from sdxl_core.latent_files import SavedLatent, check_latent, latent_source, rea
 from sdxl_core.masks import bounds
 from sdxl_core.picture_files import PictureError, read_record
 from sdxl_core.plan import Plan
-from sdxl_core.presets import Preset
+from sdxl_core.presets import Preset, list_presets, load_preset
 from sdxl_core.source import Source, build_source
 from sdxl_core.source_pictures import Pixels, SourcePicture, parse_colour, read_mask, read_picture
 
 INPUT = "input"
 """The --aspect that is each picture's own."""
+
+DEFAULT_REFINER = "sdxl-refiner-1.0"
 
 LATENT = ".safetensors"
 """How the name of a saved latent ends."""
@@ -191,21 +194,45 @@ def recorded_prompt(path: Path) -> str:
     Raises:
         UsageError: it has none.
     """
-    if path.suffix == LATENT:
-        record = read_latent(path).record
-        prompt: object = None if record is None else record.plan.prompt
-    else:
-        try:
-            plan = (read_record(path).record or {}).get("plan")
-        except PictureError:
-            plan = None
-        prompt = plan.get("prompt") if isinstance(plan, dict) else None
+    prompt = _recorded(path, "prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError(
             f"no prompt was given, and {path} has none in a record of its own",
             hint='say what it shows, with --prompt "a cat" or after the picture',
         )
     return prompt
+
+
+def refiner_of(paths: Sequence[Path]) -> str:
+    """The preset of the refiner for pictures and latents: that of the model which drew them.
+
+    SDXL's where no record says a model that has one, as of a photograph.
+
+    Raises:
+        UsageError: they were drawn by models with different refiners.
+    """
+    known = {entry.name for entry in list_presets()}
+    names = sorted({str(name) for path in paths if (name := _recorded(path, "model")) in known})
+    presets = [load_preset(name) for name in names]
+    refiners = {p.name if p.model.kind == "refiner" else p.recipe.refiner.preset or DEFAULT_REFINER for p in presets}
+    if len(refiners) > 1:
+        raise UsageError(
+            f"the files were drawn by {', '.join(names)}, which have different refiners",
+            hint="refine them apart, or name one refiner with --preset",
+        )
+    return refiners.pop() if refiners else DEFAULT_REFINER
+
+
+def _recorded(path: Path, key: str) -> object:
+    """What the plan in a file's record says under a key; None without one."""
+    if path.suffix == LATENT:
+        record = read_latent(path).record
+        return None if record is None else getattr(record.plan, key)
+    try:
+        plan = (read_record(path).record or {}).get("plan")
+    except PictureError:
+        return None
+    return plan.get(key) if isinstance(plan, dict) else None
 
 
 def describe_start(plan: Plan) -> list[tuple[str, str]]:

@@ -12,22 +12,21 @@ EPILOG = """
   sdxl refine 'outputs/*.latent.safetensors' --strength 0.2 --aesthetic-score 7
   sdxl refine photo.jpg --prompt "a portrait" --preset sdxl-base-1.0 --strength 0.3
 """
-REFINER = "sdxl-refiner-1.0"
 
 
 @takes(RefineFlags)
 def refine(flags: RefineFlags) -> None:
     """Add noise to FILEs and take it away with a refiner; print the paths of the new pictures.
 
-    A picture's record says its prompt where --prompt does not. Without --preset this is SDXL's refiner, to the last 15
-    % of the steps; any other model works too.
+    A picture's record says its prompt where --prompt does not. Without --preset this is the refiner of the model that
+    drew them, SDXL's where no record says one, for the last 15 % of the steps; any other model works too.
     """
     from sdxl_cli.jobs import resolve_run
-    from sdxl_cli.pictures import gather_files
+    from sdxl_cli.pictures import gather_files, refiner_of
     from sdxl_cli.running import run_or_show
 
     console = Console(quiet=flags.quiet)
     files = gather_files(flags)
     if flags.preset is None and flags.model is None:
-        flags = replace(flags, preset=REFINER)
+        flags = replace(flags, preset=refiner_of(files.paths))
     run_or_show(resolve_run(flags, files.prompts, console, files), flags, console)
