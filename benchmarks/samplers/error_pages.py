@@ -113,7 +113,7 @@ def micro_figures(found: Mapping[str, Any]) -> dict[str, bytes]:
     runs = runs_of(found)
     panels = [
         _samplers_panel(runs, f"every sampler on {SCHEDULE_SHOWN}"),
-        _schedules_panel(runs, METHODS_SHOWN[0], f"every schedule with {METHODS_SHOWN[0]}"),
+        _schedules_panel(runs, METHODS_SHOWN[1], f"every schedule with {METHODS_SHOWN[1]}"),
     ]
     return {"micro.svg": _drawn(panels, f"micro, guidance {found['guidance']:g}")}
 
@@ -122,6 +122,7 @@ def micro_text(found: Mapping[str, Any]) -> str:
     """Figure and tables of the trained network."""
     runs = runs_of(found)
     budgets = sorted({run.budget for run in runs})
+    presets = "; ".join(f"{name} {percent(error)} %" for name, error in found["presets"].items())
     effects = "; ".join(f"{name} {percent(error)} %" for name, error in found["effects"].items())
     parts = [
         f"{found['model']}, sha256 `{found['sha256'][:16]}`, {found['dtype']}, guidance {found['guidance']:g}, "
@@ -130,8 +131,9 @@ def micro_text(found: Mapping[str, Any]) -> str:
         f"![Error of micro against model calls]({FOLDER}/micro.svg)",
         f"Every sampler on {SCHEDULE_SHOWN}:",
         error_tables.by_budget(_picked(runs, schedule=SCHEDULE_SHOWN), "method", budgets, SORTED_AT),
-        f"Every schedule with {METHODS_SHOWN[0]}:",
-        error_tables.by_budget(_picked(runs, method=METHODS_SHOWN[0]), "schedule", budgets, SORTED_AT),
+        f"Every schedule with {METHODS_SHOWN[1]}:",
+        error_tables.by_budget(_picked(runs, method=METHODS_SHOWN[1]), "schedule", budgets, SORTED_AT),
+        f"What the presets ask for: {presets}.",
         f"For comparison, how far two walks are apart that differ in one thing alone: {effects}.",
     ]
     return "\n\n".join(parts)

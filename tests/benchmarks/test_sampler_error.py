@@ -1,12 +1,16 @@
 """The measurement of samplers: errors fall as the methods' orders say, budgets are kept, and ends are told apart."""
 
 import math
+import re
+from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path as FilePath
 
 import pytest
 import torch
 from error import METHODS, SCHEDULE_NAMES, Method, Run, afforded, calls_of, levels, measure, relative_error
 from error_figure import Panel, error_figure, error_map, percent
+from error_pages import METHODS_SHOWN, SCHEDULE_SHOWN, micro_figures, micro_text
 from error_tables import best, by_budget, to_csv
 from mixture import BETWEEN, COMPONENTS, Mixture, build_mixture
 from mixture_error import ends_error, energy_distance, solve, start, walked
@@ -173,3 +177,28 @@ def test_the_map_has_a_cell_for_every_run_and_the_best_row_first() -> None:
 def test_the_schedule_that_is_left_out_is_another_one() -> None:
     assert set(SCHEDULES) - set(SCHEDULE_NAMES) == {"explicit", "polyexponential"}
     assert levels("polyexponential", 12) == pytest.approx(levels("exponential", 12), rel=1e-6)
+
+
+def test_the_page_of_the_network_tells_what_it_is_and_every_error() -> None:
+    with_second = [Run(METHODS_SHOWN[1], name, 16, 16, 16, error) for name, error in (("karras", 0.05), ("beta", 0.07))]
+    runs = [*(run for run in RUNS if run.schedule == SCHEDULE_SHOWN), *with_second]
+    found = {
+        **{"model": "m.safetensors", "sha256": "0" * 64, "dtype": "float32", "guidance": 3.0, "pictures": 2},
+        **{"checked": 0.002, "presets": {"20 steps": 0.0123}, "effects": {"bfloat16": 0.004}},
+        "runs": [asdict(run) for run in runs],
+    }
+    text = micro_text(found)
+    assert "| `euler` | 10 | 5.0 |" in text
+    assert "| `beta` |  | 7.0 |" in text
+    assert "20 steps 1.2 %" in text
+    assert list(micro_figures(found)) == re.findall(r"samplers/(\w+[.]svg)", text)
+
+
+def test_the_document_has_a_place_for_every_part_and_every_file_it_names() -> None:
+    docs = FilePath(__file__).parents[2] / "docs"
+    text = (docs / "samplers.md").read_text(encoding="utf-8")
+    for part in ("mixture", "law", "micro"):
+        assert text.count(f"<!-- {part}: begin -->") == text.count(f"<!-- {part}: end -->") == 1
+    named = re.findall(r"\]\((samplers/[^)]+)\)", text)
+    assert len(named) >= 4
+    assert [name for name in named if not (docs / name).is_file()] == []
