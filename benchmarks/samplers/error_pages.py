@@ -126,8 +126,7 @@ def micro_text(found: Mapping[str, Any]) -> str:
     effects = "; ".join(f"{name} {percent(error)} %" for name, error in found["effects"].items())
     parts = [
         f"{found['model']}, sha256 `{found['sha256'][:16]}`, {found['dtype']}, guidance {found['guidance']:g}, "
-        f"{found['pictures']} prompts, picture i from seed i. The reference agrees with that of another method to "
-        f"{percent(found['checked'])} %.",
+        f"{found['pictures']} prompts, picture i from seed i; the reference has {found['reference']} steps.",
         f"![Error of micro against model calls]({FOLDER}/micro.svg)",
         f"Every sampler on {SCHEDULE_SHOWN}:",
         error_tables.by_budget(_picked(runs, schedule=SCHEDULE_SHOWN), "method", budgets, SORTED_AT),

@@ -184,7 +184,7 @@ def test_the_page_of_the_network_tells_what_it_is_and_every_error() -> None:
     runs = [*(run for run in RUNS if run.schedule == SCHEDULE_SHOWN), *with_second]
     found = {
         **{"model": "m.safetensors", "sha256": "0" * 64, "dtype": "float32", "guidance": 3.0, "pictures": 2},
-        **{"checked": 0.002, "presets": {"20 steps": 0.0123}, "effects": {"bfloat16": 0.004}},
+        **{"reference": 1000, "presets": {"20 steps": 0.0123}, "effects": {"bfloat16": 0.004}},
         "runs": [asdict(run) for run in runs],
     }
     text = micro_text(found)
