@@ -87,3 +87,18 @@ def test_what_cannot_be_refined_is_one_error_and_harms_nothing(refine: Sdxl, tin
         assert "Traceback" not in result.err
     assert {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
     assert not Path("out").exists()
+
+
+def test_without_a_preset_it_is_the_refiner_of_what_drew_the_picture(sdxl: Sdxl, drawn: Path) -> None:
+    quick = ("--steps", 8, "--device", "cpu")
+    first = sdxl("gen", "a cat", "--preset", "micro", "--seed", 1, *quick, "-o", "first.png")
+    second = sdxl("refine", "first.png", "--seed", 2, *quick, "-o", "second.png")
+    third = sdxl("refine", "second.png", "first.png", "--seed", 3, *quick, "--dry-run", "--json")
+    plans = [(read_record(result.paths[0]).record or {})["plan"] for result in (first, second)]
+    assert [plan["model"] for plan in plans] == ["micro", "micro-refiner"]
+    assert plans[1]["prompt"] == "a cat"
+    assert [json.loads(line)["plan"]["model"] for line in third.out.splitlines()] == ["micro-refiner"] * 2
+    # The tiny model has no preset by its name, so its pictures are taken for SDXL's.
+    other = sdxl("refine", drawn, *quick)
+    assert other.code == 4
+    assert "sdxl pull sdxl-refiner-1.0" in other.err
