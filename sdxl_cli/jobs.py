@@ -204,8 +204,9 @@ def _as_trained(preset: Preset, path: Path | None, console: Console) -> tuple[Pr
     model, reason = adapt_model(preset.model, markers, asked, preset.recipe.shift)
     name = prediction_name(model.denoiser)
     if path is not None and markers.prediction is not None:
-        against = "" if asked in (None, markers.prediction) else f", though the file {markers.reason}"
-        console.note(f"{path.name} predicts {name} ({reason}{against})")
+        if asked is not None or name != prediction_name(preset.model.denoiser):  # else the preset has said it
+            against = "" if asked in (None, markers.prediction) else f", though the file {markers.reason}"
+            console.note(f"{path.name} predicts {name} ({reason}{against})")
     elif path is not None and asked is None and name == "eps" and (hinted := named_prediction(path)) is not None:
         console.warn(
             f"{path.name} predicts eps ({reason}), but its name speaks of {hinted}: "
