@@ -231,6 +231,8 @@ def _recorded(path: Path, key: str) -> object:
     try:
         plan = (read_record(path).record or {}).get("plan")
     except PictureError:
+        if not path.exists():  # said at once, and not as a missing refiner or prompt
+            raise
         return None
     return plan.get(key) if isinstance(plan, dict) else None
 

@@ -102,3 +102,10 @@ def test_without_a_preset_it_is_the_refiner_of_what_drew_the_picture(sdxl: Sdxl,
     other = sdxl("refine", drawn, *quick)
     assert other.code == 4
     assert "sdxl pull sdxl-refiner-1.0" in other.err
+
+
+def test_a_file_that_is_not_there_is_said_before_a_refiner_that_is_missing(sdxl: Sdxl) -> None:
+    result = sdxl("refine", "nothere.png")
+    assert result.code != 0
+    assert "nothere.png" in result.err
+    assert "sdxl pull" not in result.err
