@@ -21,6 +21,13 @@ class Resize(StrEnum):
     stretch = "stretch"
 
 
+class EncodingName(StrEnum):
+    """Which latent of a picture is taken; see `sdxl_core.config.Encoding`."""
+
+    mode = "mode"
+    sample = "sample"
+
+
 @dataclass(frozen=True, slots=True)
 class Img2ImgFlags(DrawFlags):
     """Everything that `sdxl img2img` can be told; None means that the preset decides."""
@@ -51,6 +58,14 @@ class Img2ImgFlags(DrawFlags):
     resize: Annotated[
         Resize | None,
         typer.Option("--resize", help="How it comes to another size; crop if not given.", rich_help_panel=START),
+    ] = None
+    encoding: Annotated[
+        EncodingName | None,
+        typer.Option(
+            "--encoding",
+            help="Take a picture's most likely latent, or draw one from its seed; mode if not given.",
+            rich_help_panel=START,
+        ),
     ] = None
     background: Annotated[
         str | None,

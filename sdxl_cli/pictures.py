@@ -96,7 +96,8 @@ class Pictures:
         return {
             "recipe.source.strength": flags.strength,
             "recipe.source.steps_exact": flags.steps_exact or None,
-            "recipe.source.resize": None if flags.resize is None else flags.resize.value,
+            "recipe.source.resize": flags.resize and flags.resize.value,
+            "recipe.source.encoding": flags.encoding and flags.encoding.value,
             "recipe.source.background": None if flags.background is None else parse_colour(flags.background),
             "recipe.source.image_guidance": flags.image_guidance,
             "recipe.source.mask.invert": flags.mask_invert or None,
@@ -243,7 +244,8 @@ def describe_start(plan: Plan) -> list[tuple[str, str]]:
     if source is None:
         return []
     (height, width), how = source.picture.size, source.how
-    facts = [("starts from", f"{source.picture.name}, {width}x{height}, resize {how.resize}")]
+    taken = "a latent" if source.latent else f"resize {how.resize}, encoding {how.encoding}"
+    facts = [("starts from", f"{source.picture.name}, {width}x{height}, {taken}")]
     facts.append(("strength", describe_strength(plan)))
     if source.mask is not None:
         turned = ", inverted" if how.mask.invert else ""

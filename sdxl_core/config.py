@@ -21,6 +21,10 @@ Decoding = Literal["auto", "whole", "pieces", "tiles"]
 two fits (auto); or in tiles that are blended, which changes the picture."""
 
 
+Encoding = Literal["mode", "sample"]
+"""How the first stage, which tells the likely latents of a picture, settles on one."""
+
+
 class NetworkConfig(Config):
     """The UNet. Source: the published configs of the base and the refiner.
 
@@ -344,11 +348,14 @@ class SourceConfig(Config):
     """How a picture is taken to start from; nothing of it counts where none is given.
 
     strength: the share of the steps that is walked, from the end: 1 is a picture from noise alone.
+    encoding: which latent of a picture is taken: the most likely one, or one drawn by the picture's own generator,
+        before the noise that it starts with.
     """
 
     strength: Annotated[float, Field(gt=0, le=1)] | None = None  # None: 0.6; 1 with a mask or an editing model
     steps_exact: bool = False  # walk `steps` steps, of a schedule that is longer by as much
     resize: Literal["crop", "pad", "stretch"] = "crop"
+    encoding: Encoding = "mode"
     background: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")] = "#ffffff"  # shows through what is transparent
     image_guidance: Finite = 1.5  # editing models only
     mask: MaskConfig = MaskConfig()

@@ -28,7 +28,8 @@ def sample_from(
     """Walk one batch from pictures to latents; all else as `sample`.
 
     At strength 1 the walk begins as that of a picture from words does, with the same noise: only a mask, or a network
-    that is shown the picture, makes a difference then.
+    that is shown the picture, makes a difference then. Where encodings are drawn, each picture's comes first from its
+    generator, then the noise.
 
     Args:
         engine: the model that the plans name.
@@ -48,14 +49,15 @@ def sample_from(
         noise = picture_noise(engine, plans)
     sigmas, source = plans[0].sigmas(), sources[0]
     images = torch.cat([_image(canvas.image) for canvas in canvases])
-    latents, eps = encode_images(engine.first_stage, images), noise()
-    x = begin(plans[0], eps, sigmas[0]) if source.strength == 1 else latents + sigmas[0] * eps
+    latents = _encoded(engine, source, images, noise) if source.is_encoded_whole else None
+    eps = noise()
+    x = begin(plans[0], eps, sigmas[0]) if latents is None or source.strength == 1 else latents + sigmas[0] * eps
     kept = None
-    if source.repaints_a_part and source.condition == "none":
+    if latents is not None and source.repaints_a_part and source.condition == "none":
         cells = [to_cells(_mask(canvas), engine.config.first_stage.factor) for canvas in canvases]
         kept = Kept(latents, eps, torch.from_numpy(np.stack(cells))[:, None].to(engine.device))
         x = kept.start(x, sigmas[0])
-    shown = _shown(engine, source, canvases, images, latents)
+    shown = _shown(engine, source, canvases, images, latents, noise)
     return walk(engine, plans, x, sigmas, noise, schedule=plans[0].schedule(), kept=kept, shown=shown)
 
 
@@ -77,8 +79,18 @@ def sample_from_latents(
     return walk(engine, plans, x, sigmas, noise, schedule=plans[0].schedule())
 
 
+def _encoded(engine: Engine, source: Source, images: Tensor, noise: PictureNoise) -> Tensor:
+    """Latents (b, 4, h/8, w/8) of images (b, 3, h, w), drawn with each picture's next noise on wish."""
+    return encode_images(engine.first_stage, images, noise=noise() if source.how.encoding == "sample" else None)
+
+
 def _shown(
-    engine: Engine, source: Source, canvases: Sequence[Canvas], images: Tensor, latents: Tensor
+    engine: Engine,
+    source: Source,
+    canvases: Sequence[Canvas],
+    images: Tensor,
+    latents: Tensor | None,
+    noise: PictureNoise,
 ) -> Tensor | None:
     """What the network sees beside the noisy latent, (b, c, h/8, w/8).
 
@@ -91,12 +103,13 @@ def _shown(
     if source.condition == "none":
         return None
     if source.condition == "edit":
+        assert latents is not None
         return latents if config.scale_shown else unscale_latent(latents, config.first_stage)
     masks = [np.where(_mask(canvas) >= _HALF, np.uint8(255), np.uint8(0)) for canvas in canvases]
     grey = torch.from_numpy(np.stack(masks))[:, None] > 0
     cells = torch.from_numpy(np.stack([to_cells(mask, config.first_stage.factor) for mask in masks]))[:, None]
-    latents = encode_images(engine.first_stage, images.masked_fill(grey, 0))
-    return torch.cat([cells.to(engine.device), latents], dim=1)
+    masked = _encoded(engine, source, images.masked_fill(grey, 0), noise)
+    return torch.cat([cells.to(engine.device), masked], dim=1)
 
 
 def _mask(canvas: Canvas) -> Pixels:

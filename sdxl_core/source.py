@@ -63,6 +63,12 @@ class Source(Config):
         return self.mask is not None or any(self.margins)
 
     @property
+    def is_encoded_whole(self) -> bool:
+        """Whether anything depends on the picture's latent: it is noised, kept in part, or shown as it is."""
+        kept = self.repaints_a_part and self.condition == "none"
+        return self.strength < 1 or kept or self.condition == "edit"
+
+    @property
     def canvas_size(self) -> tuple[int, int]:
         """(height, width) of the picture with its margins."""
         left, top, right, bottom = self.margins

@@ -156,9 +156,20 @@ def test_a_dry_run_tells_where_it_starts(img2img: Sdxl) -> None:
     picture(), mask()
     result = img2img("photo.png", "a cat", "--mask", "mask.png", "--mask-grow", 3, "--dry-run")
     assert result.code == 0
-    assert "photo.png, 64x64, resize crop" in result.out
+    assert "photo.png, 64x64, resize crop, encoding mode" in result.out
     assert "mask.png, grown 3, blurred 4" in result.out
     assert not Path("outputs").exists()
+
+
+def test_a_drawn_encoding_is_another_start_and_stands_in_the_record(img2img: Sdxl) -> None:
+    picture()
+    argv = ("photo.png", "a cat", "--seed", 7, "--strength", 0.4, "-o")
+    mode, sample = img2img(*argv, "mode.png"), img2img(*argv, "sample.png", "--encoding", "sample")
+    assert (pixels(mode.paths[0]) != pixels(sample.paths[0])).any()
+    plans = [plan_in(result.paths[0]) for result in (mode, sample)]
+    assert [plan.source.how.encoding for plan in plans if plan.source is not None] == ["mode", "sample"]
+    assert "encoding sample" in img2img(*argv, "x.png", "--encoding", "sample", "--dry-run").out
+    assert 'encoding = "sample"' in img2img(*argv, "x.png", "--encoding", "sample", "--print-config").out
 
 
 def test_the_recipe_can_say_all_of_it(img2img: Sdxl) -> None:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from support_closed_form import legacy_ddpm
+from support_networks import relative_error
 from support_tiny import Kind, tiny_config, write_tiny_checkpoint
 from torch import Tensor
 
 from sdxl_core.canvas import Canvas, build_canvas
-from sdxl_core.config import DiscretizationConfig, MaskConfig, SamplerConfig, SourceConfig
+from sdxl_core.config import DiscretizationConfig, Encoding, MaskConfig, SamplerConfig, SourceConfig
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import ScheduleError
 from sdxl_core.from_pictures import sample_from
@@ -38,6 +39,7 @@ def job(
     level: int | None = None,
     *,
     exact: bool = False,
+    encoding: Encoding = "mode",
     kind: Kind = "base",
     **changes: Any,
 ) -> tuple[Plan, Canvas]:
@@ -48,7 +50,7 @@ def job(
         pixels = np.zeros(SIZE, np.uint8)
         pixels[:, :16] = level
         mask = file_of(pixels, "mask.png")
-    how = SourceConfig(strength=strength, steps_exact=exact, mask=MaskConfig(blur=0))
+    how = SourceConfig(strength=strength, steps_exact=exact, encoding=encoding, mask=MaskConfig(blur=0))
     source = build_source(tiny_config(kind), how, picture.file, None if mask is None else mask.file)
     given = {"prompt": "a cat", "steps": 4, "original_size": SIZE, "target_size": SIZE, **changes}
     plan = Plan(model="tiny-base", file="tiny.safetensors", size=SIZE, seed=seed, source=source, **given)
@@ -61,8 +63,9 @@ def latents(engine: Engine, *jobs: tuple[Plan, Canvas]) -> Tensor:
     return last.x
 
 
-def test_strength_1_is_the_picture_from_words_bit_for_bit(engine: Engine) -> None:
-    plan, canvas = job(strength=1.0)
+@pytest.mark.parametrize("encoding", ["mode", "sample"])
+def test_strength_1_is_the_picture_from_words_bit_for_bit(engine: Engine, encoding: Encoding) -> None:
+    plan, canvas = job(strength=1.0, encoding=encoding)
     *_, words = sample(engine, [plan.model_copy(update={"source": None})])
     assert torch.equal(latents(engine, (plan, canvas)), words.x)
 
@@ -76,11 +79,12 @@ def test_less_strength_stays_nearer_to_the_picture(engine: Engine) -> None:
     assert far == sorted(far)
 
 
-def test_a_batch_is_its_pictures_one_by_one(engine: Engine) -> None:
-    jobs = [job(seed, 0.5, 255) for seed in (1, 2)]
+@pytest.mark.parametrize("encoding", ["mode", "sample"])
+def test_a_batch_is_its_pictures_one_by_one(engine: Engine, encoding: Encoding) -> None:
+    jobs = [job(seed, 0.5, 255, encoding=encoding) for seed in (1, 2)]
     together = latents(engine, *jobs)
     for row, one in zip(together, jobs, strict=True):
-        torch.testing.assert_close(row[None], latents(engine, one), rtol=1e-4, atol=1e-4)
+        assert relative_error(row[None], latents(engine, one)) <= 1e-4
 
 
 def test_what_is_kept_of_the_latent_is_the_pictures(engine: Engine) -> None:

@@ -1,7 +1,7 @@
 """Pictures from pictures, number by number beside diffusers' pipelines with the same random weights.
 
 diffusers gets the most likely latents of the picture, made by its own autoencoder, in the picture's place: left to
-itself it would draw them.
+itself it would draw them, as is compared where a plan says so.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from support_tiny import Kind, tiny_config, tiny_tensors, write_tiny_checkpoint
 from torch import Tensor
 
 from sdxl_core.canvas import Canvas, build_canvas
-from sdxl_core.config import MaskConfig, SamplerConfig, SourceConfig
+from sdxl_core.config import Encoding, MaskConfig, SamplerConfig, SourceConfig
 from sdxl_core.diffusion.discretization import legacy_ddpm_timesteps
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.from_pictures import sample_from
@@ -88,10 +88,16 @@ def source(pixels: Pixels) -> SourcePicture:
 
 
 def planned(
-    kind: Kind, strength: float, *, masked: bool = False, image_guidance: float = 1.5, **changes: Any
+    kind: Kind,
+    strength: float,
+    *,
+    masked: bool = False,
+    image_guidance: float = 1.5,
+    encoding: Encoding = "mode",
+    **changes: Any,
 ) -> tuple[Plan, Canvas]:
     config, picture, mask = tiny_config(kind), a_picture(), a_mask() if masked else None
-    how = SourceConfig(strength=strength, image_guidance=image_guidance, mask=MaskConfig(blur=0))
+    how = SourceConfig(strength=strength, image_guidance=image_guidance, mask=MaskConfig(blur=0), encoding=encoding)
     start = build_source(config, how, picture.file, None if mask is None else mask.file)
     given = {"original_size": (512, 384), "crop_coords_top_left": (8, 16), "target_size": (96, 64), **changes}
     plan = Plan(
@@ -165,6 +171,44 @@ def test_img2img_ends_in_the_same_latent(tiny: dict[str, Both], sampler: str, st
         canvas,
         image=their_latent(both, image_of(canvas)),
         strength=strength,
+        **steps_of(plan),
+    )
+    assert relative_error(ours(both, plan, canvas), reference) <= LATENT_TOLERANCE
+
+
+def test_a_drawn_encoding_is_theirs_for_the_seed(tiny: dict[str, Both]) -> None:
+    both = tiny["base"]
+    plan, canvas = planned("base", 0.3, encoding="sample")
+    reference = theirs(
+        both,
+        StableDiffusionXLImg2ImgPipeline,
+        EulerDiscreteScheduler(**EULER),
+        plan,
+        canvas,
+        image=image_of(canvas) / 2 + 0.5,
+        strength=0.3,
+        **steps_of(plan),
+    )
+    end = ours(both, plan, canvas)
+    assert relative_error(end, reference) <= LATENT_TOLERANCE
+    assert relative_error(ours(both, *planned("base", 0.3)), end) > 10 * LATENT_TOLERANCE
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_nine_channels_with_drawn_encodings_are_theirs_for_the_seed(tiny: dict[str, Both], strength: float) -> None:
+    both = tiny["inpaint"]
+    plan, canvas = planned("inpaint", strength, masked=True, encoding="sample")
+    reference = theirs(
+        both,
+        StableDiffusionXLInpaintPipeline,
+        EulerDiscreteScheduler(**EULER),
+        plan,
+        canvas,
+        image=image_of(canvas) / 2 + 0.5,
+        mask_image=torch.from_numpy(a_mask().pixels)[None, None].float() / 255,
+        strength=strength,
+        height=SIDE,
+        width=SIDE,
         **steps_of(plan),
     )
     assert relative_error(ours(both, plan, canvas), reference) <= LATENT_TOLERANCE
