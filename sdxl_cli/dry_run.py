@@ -1,6 +1,7 @@
 """What `--dry-run` shows: the jobs as they would be run."""
 
 import json
+from collections.abc import Sequence
 
 from sdxl_cli.console import Console, counted, shorten
 from sdxl_cli.flags import DrawFlags
@@ -9,11 +10,13 @@ from sdxl_cli.pictures import describe_start
 from sdxl_cli.refiners import describe_handover, resolve_residence
 from sdxl_cli.schedules import described
 from sdxl_cli.tables import print_pairs, print_table, with_options
-from sdxl_core.batching import batches, network_rows, total_calls
+from sdxl_core.batching import batches, total_calls
 from sdxl_core.compat import WORDS, Conventions, empty_negative
 from sdxl_core.config import DiscretizationConfig
 from sdxl_core.diffusion.samplers import SAMPLERS
+from sdxl_core.flops import Work
 from sdxl_core.plan import Plan
+from sdxl_core.work import Part, network_rows, plan_work
 
 
 def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
@@ -23,6 +26,7 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
             plan = json.loads(job.plan.to_json())
             calls = job.plan.model_calls()
             rows = network_rows(job.plan)
+            work = [_work_json(part) for part in _work(run, job.plan)]
             console.json(
                 {
                     "path": str(job.path),
@@ -31,11 +35,13 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
                     "refiner_sigmas": job.plan.refiner_sigmas(),
                     "model_calls": calls,
                     "network_rows": rows,
+                    "work": work,
                 }
             )
         return
     print_pairs(console, _facts(run, flags))
     console.data("")
+    _show_work(_work(run, run.jobs[0].plan), console)
     if run.jobs[0].plan.compat is not None:
         _show_conventions(run.jobs[0].plan, run.preset.recipe.discretization, console)
     print_table(
@@ -52,6 +58,36 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
             for number, job in enumerate(run.jobs, 1)
         ],
     )
+
+
+def _work(run: Run, plan: Plan) -> tuple[Part, ...]:
+    return plan_work(plan, run.preset.model, None if run.refiner is None else run.refiner.preset.model)
+
+
+def _show_work(parts: Sequence[Part], console: Console) -> None:
+    """What a picture takes, network by network; TFLOP are 10^12 operations, two for a multiplication and its sum."""
+    columns = ("calls", "rows", "TFLOP")
+    rows: list[tuple[str, ...]] = [
+        (part.name, part.model, _number(part.calls), _number(part.rows), _tera(part.work)) for part in parts
+    ]
+    known = [part.work for part in parts if part.work is not None]
+    if len(known) == len(parts):
+        rows.append(("a picture", "", "", "", _tera(sum(known, Work()))))
+    print_table(console, [("work", "left"), ("model", "left"), *((name, "right") for name in columns)], rows)
+    console.data("")
+
+
+def _work_json(part: Part) -> dict[str, str | int | None]:
+    flop = None if part.work is None else part.work.total
+    return {"part": part.name, "model": part.model, "calls": part.calls, "rows": part.rows, "flop": flop}
+
+
+def _number(count: int | None) -> str:
+    return "?" if count is None else str(count)
+
+
+def _tera(work: Work | None) -> str:
+    return "?" if work is None else f"{work.total / 1e12:.4g}"
 
 
 def _show_conventions(plan: Plan, asked: DiscretizationConfig, console: Console) -> None:

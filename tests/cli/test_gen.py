@@ -170,7 +170,16 @@ def test_standard_input_is_left_alone_without_a_dash(gen: Sdxl, monkeypatch: pyt
 def test_a_dry_run_shows_the_jobs_and_touches_nothing(gen: Sdxl) -> None:
     result = gen("a cat", "a [dog]", "--seed", 7, "-n", 2, "--steps", 20, "--sampler", "heun", "--dry-run")
     assert result.code == 0
-    for word in ("14.61", "... ", "heun, 20 steps", "156 in 4 batches", "00004-8-a-dog.png", "a [dog]"):
+    for word in (
+        "14.61",
+        "... ",
+        "TFLOP",
+        "a picture",
+        "heun, 20 steps",
+        "156 in 4 batches",
+        "00004-8-a-dog.png",
+        "a [dog]",
+    ):
         assert word in result.out
     lines = gen("a cat", "--seed", 7, "--dry-run", "--json").out.splitlines()
     job = json.loads(lines[0])
@@ -200,7 +209,9 @@ def test_calls_that_nobody_knows_beforehand_are_recorded_as_they_were_made(gen: 
     shown = gen(*adaptive, "--dry-run").out
     assert "as many as each picture needs, in 1 batch" in shown
     assert "rtol 0.2, steps of its own" in shown
-    assert json.loads(gen(*adaptive, "--dry-run", "--json").out)["model_calls"] is None
+    job = json.loads(gen(*adaptive, "--dry-run", "--json").out)
+    assert (job["model_calls"], job["work"][1]["flop"]) == (None, None)
+    assert "a picture" not in shown
     result = gen(*adaptive)
     with Image.open(result.paths[0]) as picture:
         record = json.loads(picture.info["sdxl"])
@@ -218,6 +229,11 @@ def test_a_dry_run_shows_what_guides_where_and_at_what_cost(gen: Sdxl) -> None:
     assert facts["model calls"].strip() == "10 in 1 batch, 16 network rows a picture"
     job = json.loads(gen("a cat", *flags, "--dry-run", "--json").out)
     assert (job["model_calls"], job["network_rows"]) == (10, 16)
+    assert [(part["part"], part["calls"], part["rows"]) for part in job["work"]] == [
+        ("text", 1, 1),
+        ("network", 10, 16),
+        ("decode", 1, 1),
+    ]
     assert job["plan"]["guider"]["interval"] == {"unit": "step", "low": 3.0, "high": 5.0}
 
 

@@ -11,7 +11,6 @@ from support_reporter import Recorder
 from support_tiny import OPEN_CLIP_WIDTH, tiny_config, write_tiny_checkpoint
 from torch import Tensor
 
-from sdxl_core.batching import network_rows
 from sdxl_core.config import DenoiserConfig, DiscretizationConfig, SamplerConfig
 from sdxl_core.devices import free_memory_bytes
 from sdxl_core.diffusion.samplers import SAMPLERS
@@ -38,6 +37,7 @@ from sdxl_core.pipeline import condition, decode, picture_noise, refine, sample,
 from sdxl_core.plan import Plan
 from sdxl_core.refiner import RefinerPlan
 from sdxl_core.types import Conditioning, Step
+from sdxl_core.work import network_rows
 
 ROOT = Path(__file__).parents[2]
 

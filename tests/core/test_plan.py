@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from support_closed_form import legacy_ddpm
 from support_tiny import tiny_config
 
-from sdxl_core.batching import batches, network_rows, total_calls
+from sdxl_core.batching import batches, total_calls
 from sdxl_core.diffusion.discretization import edm, last_levels
 from sdxl_core.errors import ScheduleError, UsageError
 from sdxl_core.plan import Plan, build_plan
 from sdxl_core.presets import load_preset
 from sdxl_core.resolutions import check_size
 from sdxl_core.texts import split_prompt, token_report
+from sdxl_core.work import network_rows
 
 NO_PRESETS = Path(__file__).parent / "none"
 
