@@ -1,10 +1,14 @@
 """What a person should know about a plan that can be drawn, but is hardly meant so."""
 
+import math
 import re
+from collections.abc import Sequence
 
 from sdxl_cli.console import Console, shorten
 from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
 from sdxl_core.config import ModelConfig
+from sdxl_core.diffusion.discretization import sigma_to_fractional_timestep, trained_levels
+from sdxl_core.diffusion.handover import parse_handover
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.plan import Plan
 from sdxl_core.texts import token_report
@@ -33,6 +37,41 @@ def warn_of_guidance(plan: Plan, console: Console) -> None:
         console.warn(f"{', '.join(idle)}: no effect without guidance, and {guider.scale:g} is none: try --guidance 5")
     if SAMPLERS[name].uncond and guider.name != "identity" and guider.scale > MOST_CFG_PP:
         console.warn(f"{name} is meant for a guidance of 0.5 to 1.5, and {guider.scale:g} is more: try --guidance 1")
+
+
+def warn_of_levels(plan: Plan, model: ModelConfig, refiner: ModelConfig | None, console: Console) -> None:
+    """A specialist of low noise that is sent above what it was trained on spoils pictures, and only this says why."""
+    if (found := _beyond(model, plan.sigmas())) is not None:
+        told, share = found
+        other = "draw with the model that it refines, and add --refiner"
+        console.warn(f"{told}: {other if plan.source is None else _less('--strength ', plan.source.strength * share)}")
+    if plan.refiner is None or refiner is None:
+        return
+    if (found := _beyond(refiner, plan.refiner_sigmas())) is not None:
+        told, share = found
+        less = _less("--refine sdedit@", parse_handover(plan.refiner.mode).value * share)
+        later = f"try --refine share@{1 - (refiner.lowest_levels or 0) / refiner.denoiser.num_idx:g}"
+        console.warn(f"{told}: {less if plan.switch() is None else later}")
+
+
+def _beyond(model: ModelConfig, walked: Sequence[float]) -> tuple[str, float] | None:
+    """That a walk begins above what a model was trained on, and the share of its steps that do not; None if all are."""
+    if model.lowest_levels is None:
+        return None
+    table = trained_levels(model.denoiser)
+    known = sum(sigma_to_fractional_timestep(sigma, table) < model.lowest_levels for sigma in walked[:-1])
+    if known == len(walked) - 1:
+        return None
+    told = (
+        f"{model.name} was trained on the lowest {model.lowest_levels} of {len(table)} noise levels, up to sigma "
+        f"{table[model.lowest_levels - 1]:.4g}, and begins at {walked[0]:.4g} here, where it has never been"
+    )
+    return told, known / (len(walked) - 1)
+
+
+def _less(flag: str, strength: float) -> str:
+    rounded = math.floor(100 * strength + 1e-9) / 100  # up would be a step more
+    return f"try {flag}{rounded:g}" if rounded else "take more steps"
 
 
 def lost_tail(text: str) -> str:

@@ -221,6 +221,7 @@ class ModelConfig(Config):
     network alone; as the published refiner's bigG and first stage are the base's.
     kind: `inpaint` is a base whose network is shown a mask and the masked picture, `edit` one that is shown a picture.
     scale_shown: whether an editing model was trained with the picture's latent scaled as the noisy one is.
+    lowest_levels: how many of the lowest levels of its table a specialist was trained on, as refiners are; None: all.
     """
 
     name: str
@@ -235,6 +236,7 @@ class ModelConfig(Config):
     conditioner: ConditionerConfig
     first_stage: FirstStageConfig = FirstStageConfig()
     scale_shown: bool = False
+    lowest_levels: Positive | None = None
 
     @model_validator(mode="after")
     def _channels_agree(self) -> "ModelConfig":

@@ -9,6 +9,7 @@ from support_tiny import tiny_config
 from sdxl_core.config import FirstStageConfig, RecipeConfig, borrowed_towers
 from sdxl_core.errors import PresetError
 from sdxl_core.presets import Preset, list_presets, load_preset, shipped_file, user_folder
+from sdxl_core.typed_toml import read_toml
 
 ROOT = Path(__file__).parents[2]
 Put = Callable[[str, str], Path]
@@ -52,6 +53,12 @@ def test_every_shipped_preset_is_sound(name: str, user: Path) -> None:
     assert preset.description
     assert preset.values.keys() == preset.origins.keys()
     assert "flags" not in preset.origins.values()
+
+
+def test_a_refiner_knows_the_levels_that_it_was_trained_on(user: Path) -> None:
+    assert load_preset("sdxl-refiner-1.0", user=user).model.lowest_levels == 200
+    micro = read_toml(shipped_file("train/micro-refiner.toml"))["train"]["loss"]["index_range"]
+    assert micro == [0, load_preset("micro-refiner", user=user).model.lowest_levels]
 
 
 def test_a_shipped_model_is_named_like_its_file(user: Path) -> None:
