@@ -9,8 +9,8 @@ import typer
 
 from sdxl_core.errors import UsageError
 from sdxl_core.guider_config import GUIDANCE_METHODS, IntervalConfig
-from sdxl_core.typed_toml import suggestion
 from sdxl_core.types import Option
+from sdxl_core.unknown import suggestion, unknown
 
 Size = tuple[int, int]
 
@@ -129,8 +129,7 @@ def parse_guiders(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, options = parse_choice(text, "--guider")
         if name not in GUIDANCE_METHODS:
-            near = suggestion(str(name), GUIDANCE_METHODS)
-            raise UsageError(f"unknown guider {name!r}{near}", hint=f"one of: {', '.join(GUIDANCE_METHODS)}")
+            raise unknown("guider", str(name), GUIDANCE_METHODS)
         found[f"recipe.guider.{name}"] = {
             key: str(value).split("+") if key == "stages" else value for key, value in options.items()
         }
@@ -169,13 +168,10 @@ def check_machine(device: str, dtype: str, attention: str) -> None:
         UsageError: with a suggestion where there is one.
     """
     if not _DEVICE.fullmatch(device):
-        raise UsageError(
-            f"unknown device {device!r}{suggestion(device, ('auto', 'cpu', 'cuda'))}",
-            hint="one of: auto, cpu, cuda, cuda:N",
-        )
+        raise unknown("device", device, ("auto", "cpu", "cuda"), shown=("auto", "cpu", "cuda", "cuda:N"))
     for kind, name, known, shown in (
         ("dtype", dtype, (*DTYPES, *_SHORT_DTYPES, *_SHORT_DTYPES.values()), DTYPES),
         ("attention backend", attention, ATTENTIONS, ATTENTIONS),
     ):
         if name not in known:
-            raise UsageError(f"unknown {kind} {name!r}{suggestion(name, known)}", hint=f"one of: {', '.join(shown)}")
+            raise unknown(kind, name, known, shown=shown)

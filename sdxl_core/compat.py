@@ -9,8 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from sdxl_core.config import Config, ProgramName
-from sdxl_core.errors import UsageError
-from sdxl_core.typed_toml import suggestion
+from sdxl_core.unknown import unknown
 
 Start = Literal["root", "sigma", "root_at_top"]
 Snap = Literal["level", "index", "none"]
@@ -185,8 +184,7 @@ def resolve_program(name: str) -> ProgramName:
     """
     found = next((known for known in PROGRAMS if known == name), None)
     if found is None:
-        hint = f"one of: {', '.join(PROGRAMS)}"
-        raise UsageError(f"unknown program {name!r}{suggestion(name, PROGRAMS)}", hint=hint)
+        raise unknown("program", name, PROGRAMS)
     return found
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from sdxl_core.errors import UsageError
 from sdxl_core.strict import Config, Finite, PositiveNumber
-from sdxl_core.typed_toml import suggestion
+from sdxl_core.unknown import suggestion
 
 Stages = Annotated[tuple[str, ...], Field(min_length=1)]
 """Names of the UNet's stages: `middle_block`, `input_blocks.N`, `output_blocks.N`."""

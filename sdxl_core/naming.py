@@ -7,11 +7,11 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
 
 from sdxl_core.errors import OutputError, UsageError
 from sdxl_core.output import NameTakenError
+from sdxl_core.unknown import suggestion
 
 DEFAULT_DIRECTORY = "outputs"
 DEFAULT_TEMPLATE = "{index:05d}-{seed}-{slug}"
@@ -106,11 +106,10 @@ class NameTemplate:
     def __post_init__(self) -> None:
         for key, spec, conversion in _fields(self.text):
             if conversion or key not in TEMPLATE_KEYS:
-                near = get_close_matches(key, TEMPLATE_KEYS, 1)
-                hint = f"did you mean {{{near[0]}}}? " if near else ""
+                near = suggestion(f"{{{key}}}", [f"{{{known}}}" for known in TEMPLATE_KEYS if known != key])
                 raise UsageError(
-                    f"the name template has an unknown key {{{key}{'!' + conversion if conversion else ''}}}",
-                    hint=f"{hint}keys: {', '.join(TEMPLATE_KEYS)}",
+                    f"the name template has an unknown key {{{key}{'!' + conversion if conversion else ''}}}{near}",
+                    hint=f"keys: {', '.join(TEMPLATE_KEYS)}",
                 )
             if not (_NUMBER_SPEC if key in _NUMBERS else _WORD_SPEC).fullmatch(spec):
                 raise UsageError(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sdxl_core.config import DenoiserConfig, PredictionName
 from sdxl_core.errors import UsageError
-from sdxl_core.typed_toml import suggestion
+from sdxl_core.unknown import unknown
 
 
 class PredictionKind(NamedTuple):
@@ -53,8 +53,7 @@ def resolve_prediction(name: str) -> PredictionName:
     """
     found = next((known for known in PREDICTIONS if known == name), None)
     if found is None:
-        hint = f"one of: {', '.join(PREDICTIONS)}"
-        raise UsageError(f"unknown prediction {name!r}{suggestion(name, PREDICTIONS)}", hint=hint)
+        raise unknown("prediction", name, PREDICTIONS)
     return found
 
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from sdxl_core.config import Config, ModelConfig, RecipeConfig
 from sdxl_core.errors import PresetError, UsageError
-from sdxl_core.typed_toml import Place, Table, build, dotted, read_toml, suggestion
+from sdxl_core.typed_toml import Place, Table, build, dotted, read_toml
+from sdxl_core.unknown import suggestion
 
 FLAGS = "flags"
 DEFAULT = "default"

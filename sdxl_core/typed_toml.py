@@ -1,9 +1,8 @@
 """TOML files as plain tables, and plain tables as strict typed values with errors that name the key."""
 
-import difflib
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sdxl_core.errors import PresetError
+from sdxl_core.unknown import suggestion
 
 MAX_BYTES = 1_000_000
 
@@ -82,12 +82,6 @@ def dotted(place: Place) -> str:
     for step in place:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
     return text
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean WORD?` when a known word is near, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def either(words: Sequence[str]) -> str:

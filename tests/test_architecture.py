@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     "sdxl_core.errors": 0,
+    "sdxl_core.unknown": 0,
     "sdxl_core.strict": 0,
     "sdxl_core.guider_config": 0,
     "sdxl_core.config": 0,
@@ -58,6 +59,7 @@ FLOORS = {
 TORCH_FREE = [
     "sdxl_core",
     "sdxl_core.errors",
+    "sdxl_core.unknown",
     "sdxl_core.guider_config",
     "sdxl_core.compat",
     "sdxl_core.config",

@@ -1,12 +1,12 @@
 """Where model files lie, and which of them a name means. Imports no torch and reads no environment."""
 
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdxl_core.errors import CheckpointError
+from sdxl_core.unknown import suggestion
 
 SUFFIX = ".safetensors"
 _PLACES = ("checkpoints", "Stable-diffusion", "vae", "VAE")
@@ -91,11 +91,9 @@ def find_file(name_or_path: str | Path, folders: Sequence[Path], *, hint: str | 
     named = [f.path for f in files if f.name in wanted] or [f.path for f in files if f.path.name in wanted]
     if named:
         return named[0]
-    if hint is None:
-        near = difflib.get_close_matches(direct.name.removesuffix(SUFFIX), [file.path.stem for file in files], n=1)
-        looked = ", ".join(str(folder) for folder in folders) or "no models folder"
-        hint = f"did you mean {near[0]}?" if near else f"looked in {looked}"
-    raise CheckpointError(f"{name_or_path}: no such model file", hint=hint)
+    near = suggestion(direct.name.removesuffix(SUFFIX), [file.path.stem for file in files]) if hint is None else ""
+    looked = ", ".join(str(folder) for folder in folders) or "no models folder"
+    raise CheckpointError(f"{name_or_path}: no such model file{near}", hint=hint or f"looked in {looked}")
 
 
 def _exists(path: Path) -> bool:

@@ -19,7 +19,7 @@ from typing import Literal
 from sdxl_core.config import DenoiserConfig
 from sdxl_core.diffusion.discretization import sigma_to_fractional_timestep, trained_levels
 from sdxl_core.errors import ScheduleError, UsageError
-from sdxl_core.typed_toml import suggestion
+from sdxl_core.unknown import suggestion
 
 EXAMPLES = ("share@0.8", "share@step=24", "share@sigma=0.4", "steps@40/50", "sdedit@0.15")
 """One of each form."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from sdxl_core.errors import UsageError
-from sdxl_core.typed_toml import either, shown, suggestion
+from sdxl_core.typed_toml import either, shown
 from sdxl_core.types import Option
+from sdxl_core.unknown import suggestion
 
 
 @dataclass(frozen=True, slots=True)

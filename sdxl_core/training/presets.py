@@ -6,7 +6,8 @@ from sdxl_core.config import Config
 from sdxl_core.errors import PresetError
 from sdxl_core.presets import shipped_file
 from sdxl_core.training.config import TrainConfig
-from sdxl_core.typed_toml import build, read_toml, suggestion
+from sdxl_core.typed_toml import build, read_toml
+from sdxl_core.unknown import suggestion
 
 
 class _File(Config):

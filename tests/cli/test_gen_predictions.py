@@ -101,6 +101,7 @@ def test_a_name_that_hints_is_told_and_not_followed(gen: Sdxl, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--prediction", "v_pred"], ["unknown prediction 'v_pred'; did you mean v?"]),
         (["--prediction", "v_ztsrn"], ["unknown prediction 'v_ztsrn'; did you mean v_ztsnr?", "one of: eps, v,"]),
         (["--shift", "3"], ["only flows have, and this model predicts eps", "--prediction flow"]),
         (["--prediction", "flow", "--shift", "0"], ["--shift", "more than 0"]),

@@ -88,7 +88,7 @@ def test_a_template_that_reaches_further_is_refused(template: str) -> None:
 def test_an_unknown_key_is_named_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match="sead") as caught:
         NameTemplate("{sead}")
-    assert "did you mean {seed}?" in str(caught.value.hint)
+    assert "; did you mean {seed}?" in caught.value.message
 
 
 KEYS = st.sampled_from([f"{{{key}}}" for key in TEMPLATE_KEYS])

@@ -35,9 +35,8 @@ from sdxl_core.diffusion.samplers.sa_solver import sa_solver, sa_solver_pece
 from sdxl_core.diffusion.samplers.sampler import Sampler
 from sdxl_core.diffusion.samplers.seeds import seeds_2, seeds_3
 from sdxl_core.diffusion.samplers.unipc import uni_pc
-from sdxl_core.errors import UsageError
-from sdxl_core.typed_toml import suggestion
 from sdxl_core.types import Option, Prediction
+from sdxl_core.unknown import unknown
 
 _UP_TO_3, _UP_TO_4 = OneOf((1, 2, 3)), OneOf((1, 2, 3, 4))
 _SHARE = Between(0.1, 1.0)
@@ -101,7 +100,7 @@ def resolve_sampler(name: str) -> Sampler:
         UsageError: there is none; names the nearest.
     """
     if name not in SAMPLERS:
-        raise UsageError(f"unknown sampler {name!r}{suggestion(name, SAMPLERS)}", hint=f"one of: {', '.join(SAMPLERS)}")
+        raise unknown("sampler", name, SAMPLERS)
     return SAMPLERS[name]
 
 

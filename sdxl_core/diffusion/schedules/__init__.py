@@ -19,8 +19,8 @@ from sdxl_core.diffusion.schedules import by_formula, by_search, by_timestep
 from sdxl_core.diffusion.schedules.gits import CHOSEN
 from sdxl_core.diffusion.schedules.ramps import Table
 from sdxl_core.errors import ScheduleError
-from sdxl_core.typed_toml import suggestion
 from sdxl_core.types import Option
+from sdxl_core.unknown import unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +156,7 @@ def resolve_schedule(name: str) -> Schedule:
         ScheduleError: there is none; names the nearest.
     """
     if name not in SCHEDULES:
-        near = suggestion(name, SCHEDULES)
-        raise ScheduleError(f"unknown schedule {name!r}{near}", hint=f"one of: {', '.join(SCHEDULES)}")
+        raise unknown("schedule", name, SCHEDULES, error=ScheduleError)
     return SCHEDULES[name]
 
 
