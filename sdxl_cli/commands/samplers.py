@@ -66,7 +66,7 @@ def list_(as_json: Json = False) -> None:
                 str(row.order or "-"),
                 "varies" if row.calls is None else str(row.calls),
                 "yes" if row.stochastic else "no",
-                ",".join(f"{key}={_written(default)}" for key, default in row.options.items()) or "-",
+                ",".join(_written(key, default) for key, default in row.options.items()) or "-",
                 row.summary,
                 row.source,
             )
@@ -75,6 +75,8 @@ def list_(as_json: Json = False) -> None:
     )
 
 
-def _written(value: Option) -> str:
-    """A value as `--sampler NAME:key=value` takes it; inf cannot be set, an option without a limit is left out."""
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+def _written(key: str, default: Option) -> str:
+    """An option as `--sampler NAME:key=value` takes it; the key alone where the default is no limit at all."""
+    if isinstance(default, float):
+        return key if default == math.inf else f"{key}={default:g}"
+    return f"{key}={str(default).lower() if isinstance(default, bool) else default}"

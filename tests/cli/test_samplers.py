@@ -1,10 +1,12 @@
 """`sdxl samplers`."""
 
 import json
+import math
 
 import pytest
 from support_cli import Sdxl
 
+from sdxl_cli.options import parse_choice
 from sdxl_core.config import SamplerConfig
 from sdxl_core.diffusion.samplers import SAMPLERS, check_options
 
@@ -19,7 +21,7 @@ def test_the_list_has_a_line_for_every_sampler(sdxl: Sdxl) -> None:
     assert rows["dpm_adaptive"][1:4] == ["3", "varies", "no"]
     assert rows["lcm"][1:4] == ["-", "1", "yes"]
     assert rows["lms"][4] == "order=4"
-    assert rows["euler"][4] == "s_churn=0,s_tmin=0,s_tmax=inf,s_noise=1"
+    assert rows["euler"][4] == "s_churn=0,s_tmin=0,s_tmax,s_noise=1"
     assert rows["sa_solver"][4].endswith("simple_order_2=false")
     assert all(row.source in line for row, line in zip(SAMPLERS.values(), lines, strict=True))
 
@@ -41,3 +43,12 @@ def test_what_it_lists_can_be_asked_for(sdxl: Sdxl, name: str) -> None:
     (entry,) = [e for e in json.loads(sdxl("samplers", "list", "--json").out) if e["name"] == name]
     options = {key: option["default"] for key, option in entry["options"].items()}
     check_options(name, SamplerConfig(name=name, **options).options())
+
+
+def test_every_default_of_the_table_can_be_typed(sdxl: Sdxl) -> None:
+    for line in sdxl("samplers", "list").out.splitlines()[1:]:
+        name, *_, options = line.split()[:5]
+        pairs = [pair for pair in options.split(",") if "=" in pair]
+        _, typed = parse_choice(f"{name}:{','.join(pairs)}" if pairs else name, "--sampler")
+        check_options(name, typed)
+        assert typed == {key: value for key, value in SAMPLERS[name].options.items() if value != math.inf}
