@@ -24,6 +24,7 @@ SCHEDULES_SHOWN = (
 )
 SCHEDULE_SHOWN, METHODS_SHOWN = "karras", ("dpmpp_2m", "uni_pc")
 BESIDE = (("euler", "legacy_ddpm"), ("dpmpp_2m", "karras"))
+BESIDE_MICRO = (("uni_pc", "exponential"), ("uni_pc", "karras"), *reversed(BESIDE))
 SORTED_AT = 16  # calls; also those of the map
 GUIDED = "5"
 
@@ -63,9 +64,9 @@ def mixture_figures(found: Mapping[str, Any]) -> dict[str, bytes]:
     titles = {"1": "without guidance"}
     samplers = [_samplers_panel(runs, titles.get(scale, f"guidance {scale}")) for scale, runs in laws.items()]
     schedules = [_schedules_panel(laws[GUIDED], method, f"{method}, guidance {GUIDED}") for method in METHODS_SHOWN]
-    there = {(run.schedule, run.method): run.error for run in laws[GUIDED] if run.budget == SORTED_AT}
     marks, width, height = error_map(
-        there, f"The mixture, guidance {GUIDED}: error in percent after {SORTED_AT} model calls"
+        _by_pair(laws[GUIDED], SORTED_AT),
+        f"The mixture, guidance {GUIDED}: error in percent after {SORTED_AT} model calls",
     )
     return {
         "mixture_samplers.svg": _drawn(samplers, f"The mixture: every sampler on {SCHEDULE_SHOWN}"),
@@ -109,30 +110,84 @@ def mixture_text(found: Mapping[str, Any]) -> str:
 
 
 def micro_figures(found: Mapping[str, Any]) -> dict[str, bytes]:
-    """File name -> SVG."""
-    runs = runs_of(found)
+    """File name -> SVG, of the walks with guidance."""
+    guidance, runs = _guided(found)
     panels = [
         _samplers_panel(runs, f"every sampler on {SCHEDULE_SHOWN}"),
         _schedules_panel(runs, METHODS_SHOWN[1], f"every schedule with {METHODS_SHOWN[1]}"),
     ]
-    return {"micro.svg": _drawn(panels, f"micro, guidance {found['guidance']:g}")}
+    marks, width, height = error_map(
+        _by_pair(runs, SORTED_AT), f"micro, guidance {guidance}: error in percent after {SORTED_AT} model calls"
+    )
+    return {
+        "micro.svg": _drawn(panels, f"micro, guidance {guidance}"),
+        "micro_map.svg": to_svg(marks, width, height),
+    }
 
 
-def micro_text(found: Mapping[str, Any]) -> str:
-    """Figure and tables of the trained network."""
-    runs = runs_of(found)
-    budgets = sorted({run.budget for run in runs})
-    presets = "; ".join(f"{name} {percent(error)} %" for name, error in found["presets"].items())
+def micro_text(found: Mapping[str, Any], mixture: Mapping[str, Any]) -> str:
+    """Figures and tables of the trained network, and how far the mixture foretells them."""
+    laws = {scale: runs_of(part) for scale, part in found["laws"].items()}
+    guidance, guided = _guided(found)
+    budgets = sorted({run.budget for run in guided})
+    own, *others = found["laws"][guidance]["presets"].items()
     effects = "; ".join(f"{name} {percent(error)} %" for name, error in found["effects"].items())
+    missing = [
+        f"guidance {scale}: {len(laws.get(scale, ()))} of {found['asked']}"
+        for scale in (guidance, "1")
+        if len(laws.get(scale, ())) < found["asked"]
+    ]
     parts = [
-        f"{found['model']}, sha256 `{found['sha256'][:16]}`, {found['dtype']}, guidance {found['guidance']:g}, "
-        f"{found['pictures']} prompts, picture i from seed i; the reference has {found['reference']} steps.",
+        f"{found['model']}, sha256 `{found['sha256']}`, {found['dtype']}, {found['pictures']} prompts, picture i from "
+        f"seed i. The reference, {found['reference']}, is "
+        f"{percent(found['laws'][guidance]['checked'])} % from {found['check']}. All errors are in percent.",
+        *([f"Not every walk has been measured yet: {'; '.join(missing)}."] if missing else []),
         f"![Error of micro against model calls]({FOLDER}/micro.svg)",
-        f"Every sampler on {SCHEDULE_SHOWN}:",
-        error_tables.by_budget(_picked(runs, schedule=SCHEDULE_SHOWN), "method", budgets, SORTED_AT),
-        f"Every schedule with {METHODS_SHOWN[1]}:",
-        error_tables.by_budget(_picked(runs, method=METHODS_SHOWN[1]), "schedule", budgets, SORTED_AT),
-        f"What the presets ask for: {presets}.",
-        f"For comparison, how far two walks are apart that differ in one thing alone: {effects}.",
+        f"![Error of micro for every sampler and schedule with {SORTED_AT} calls]({FOLDER}/micro_map.svg)",
+        f"The nearest of all, guidance {guidance}, and the place of some that are well known:",
+        error_tables.nearest(guided, budgets, BESIDE_MICRO),
+        *(
+            part
+            for scale, runs in laws.items()
+            if scale != guidance and runs
+            for part in (
+                "The same without guidance:",
+                error_tables.nearest(runs, sorted({run.budget for run in runs}), BESIDE_MICRO),
+            )
+        ),
+        f"Every sampler on {SCHEDULE_SHOWN}, guidance {guidance}:",
+        error_tables.by_budget(_picked(guided, schedule=SCHEDULE_SHOWN), "method", budgets, SORTED_AT),
+        f"Every schedule with {METHODS_SHOWN[1]}, guidance {guidance}:",
+        error_tables.by_budget(_picked(guided, method=METHODS_SHOWN[1]), "schedule", budgets, SORTED_AT),
+        f"What the preset asks for, {own[0]}, ends {percent(own[1])} % from the solution; beside it "
+        + "; ".join(f"{name} {percent(error)} %" for name, error in others)
+        + ".",
+        _foretold(guided, runs_of(mixture[GUIDED])),
+        f"For comparison, how far two walks of {own[0]} are apart that differ in one thing alone: {effects}.",
     ]
     return "\n\n".join(parts)
+
+
+def _guided(found: Mapping[str, Any]) -> tuple[str, list[Run]]:
+    """The scale of guidance that is asked first, and its runs."""
+    scale = next(iter(found["laws"]))
+    return scale, runs_of(found["laws"][scale])
+
+
+def _by_pair(runs: Sequence[Run], budget: int) -> dict[tuple[str, str], float]:
+    return {(run.schedule, run.method): run.error for run in runs if run.budget == budget}
+
+
+def _foretold(micro: Sequence[Run], mixture: Sequence[Run]) -> str:
+    """How far the order of the walks is that of the mixture."""
+    said = []
+    for budget in sorted({run.budget for run in micro}):
+        here, there = _by_pair(micro, budget), _by_pair(mixture, budget)
+        pairs = [pair for pair in here if pair in there]
+        if len(pairs) > 2:
+            first, second = ([errors[pair] for pair in pairs] for errors in (here, there))
+            said.append(f"{error_tables.rank_correlation(first, second):.2f} with {budget} calls ({len(pairs)} walks)")
+    return (
+        f"Does the mixture (guidance {GUIDED}) foretell which walk ends nearer? Rank correlation of the errors here "
+        f"and there, 1 where the order is the same and 0 where one says nothing about the other: {', '.join(said)}."
+    )

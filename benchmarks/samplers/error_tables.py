@@ -5,11 +5,13 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from error import Run
 from error_figure import percent
 from report import table
 
 BEST = 3
+NEAREST = 5
 
 
 def by_budget(runs: Sequence[Run], key: str, budgets: Sequence[int], sort_at: int) -> str:
@@ -32,6 +34,29 @@ def best(runs: Sequence[Run], budgets: Sequence[int], beside: Sequence[tuple[str
         body.append([budget, *first, *(_cell(pairs.get(pair)) for pair in beside)])
     head = ["calls", "best", "second", "third", *(f"`{method}` on `{schedule}`" for method, schedule in beside)]
     return table(head, body)
+
+
+def nearest(runs: Sequence[Run], budgets: Sequence[int], beside: Sequence[tuple[str, str]]) -> str:
+    """A column for each budget: its `NEAREST` best methods with schedules, then the places of some others."""
+    columns = []
+    for budget in budgets:
+        there = sorted((run for run in runs if run.budget == budget), key=lambda run: run.error)
+        first = [f"`{run.method}` on `{run.schedule}` {percent(run.error)}" for run in there[:NEAREST]]
+        places = {
+            (run.method, run.schedule): f"{percent(run.error)} ({i} of {len(there)})" for i, run in enumerate(there, 1)
+        }
+        columns.append([*first, *[""] * (NEAREST - len(first)), *(places.get(pair, "") for pair in beside)])
+    names = [*map(str, range(1, NEAREST + 1)), *(f"`{method}` on `{schedule}`" for method, schedule in beside)]
+    return table(["", *(f"{budget} calls" for budget in budgets)], list(zip(names, *columns, strict=True)))
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Of two lists of numbers of the same things, from -1 (backwards) through 0 to 1 (in the same order).
+
+    Source: Spearman 1904, The proof and measurement of association between two things.
+    """
+    ranks = [np.argsort(np.argsort(numbers)) for numbers in (first, second)]
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def ends(ends_by_schedule: Mapping[str, Mapping[str, float]], budgets: Sequence[int]) -> str:

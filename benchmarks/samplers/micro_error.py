@@ -1,107 +1,169 @@
-"""The same question to a trained network: micro, guided, a handful of prompts in one batch."""
+"""The same question to a trained network: micro, guided and not, two pictures in one batch."""
 
 import hashlib
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from error import METHODS, Method, measure, relative_error
+from answers import Answers
+from error import METHODS, Method, Run, afforded, measure, relative_error
+from error_figure import percent
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdxl_core.compat import Conventions, Snap
 from sdxl_core.config import DiscretizationConfig, SamplerConfig
 from sdxl_core.engine import Engine, load_engine
+from sdxl_core.guider_config import GuiderConfig
 from sdxl_core.pipeline import sample
 from sdxl_core.plan import build_plan
 from sdxl_core.presets import Preset, load_preset
 
 PROMPTS = ("a cat on a white background, noto style", "a red apple on a blue background, flat style")
-BUDGETS = (8, 16, 24)
-SAMPLERS_ON, SCHEDULES_WITH = "karras", Method("uni_pc")
+BUDGETS = (16, 8, 32)  # in the order in which they are asked
+SCHEDULES = (
+    "karras",
+    "exponential",
+    "edm",
+    "align_your_steps",
+    "gits",
+    "beta",
+    "beta_a1111",
+    "kl_optimal",
+    "normal",
+    "legacy_ddpm",
+    "smoothstep",
+    "bong_tangent",
+    "ddim_uniform",
+)
+"""A network is dear: left out is what lies beside one of these on the mixture, too, or far behind all of them."""
+
 REFERENCE = (Method("uni_pc"), "exponential", 1000)
-EFFECTS_OF = (Method("uni_pc"), "exponential", 20)
-PRESETS = (
+CHECK = (Method("uni_pc"), "karras", 250)
+BESIDE_OWN = (
     (Method("euler"), "legacy_ddpm", 30),
-    (Method("uni_pc"), "exponential", 20),
+    (Method("dpmpp_2m"), "karras", 20),
     (Method("uni_pc"), "karras", 20),
 )
 
-SAMPLERS = (
-    *("euler", "heun", "dpmpp_2m", "lms", "ipndm", "deis", "uni_pc"),
-    *(f"{name}:eta=0" for name in ("dpmpp_2s_ancestral", "dpmpp_3m_sde", "er_sde", "sa_solver")),
-)
-SCHEDULES = (
-    "legacy_ddpm",
-    "normal",
-    "edm",
-    "exponential",
-    "beta",
-    "kl_optimal",
-    "align_your_steps",
-    "gits",
-    "smoothstep",
-)
-"""A network is dear: left out are what is like another one of these, and what the mixture has far behind."""
-
 
 class Micro:
-    """A model and its preset, run as the program runs them but for what is compared.
-
-    Levels are told to the network as they are, not moved to the nearest trained one: what is walked is then one and the
-    same equation whatever the levels.
+    """A loaded model and the pictures that it is asked for.
 
     Args:
-        path: weights of the preset's model.
-        preset: its name.
+        path: its weights.
+        preset: of the model.
         dtype: of the network.
     """
 
-    def __init__(self, path: Path, preset: str, dtype: str = "float32") -> None:
-        self.preset: Preset = load_preset(preset)
-        self.engine: Engine = load_engine(self.preset.model, path, device="cpu", dtype=dtype)
+    def __init__(self, path: Path, preset: Preset, dtype: str = "float32") -> None:
+        self._preset = preset
+        self._engine: Engine = load_engine(preset.model, path, device="cpu", dtype=dtype)
 
-    def latents(self, method: Method, schedule: str, steps: int, snap: Snap = "none") -> Tensor:
-        """Where the prompts end, picture i from seed i: (b, c, h, w)."""
+    def latents(self, scale: float, method: Method, schedule: str, steps: int, snap: Snap = "none") -> Tensor:
+        """Where the prompts end with guidance `scale`, picture i from seed i: (b, c, h, w)."""
         update = {
             "steps": steps,
             "sampler": SamplerConfig(name=method.sampler, **method.options),
             "discretization": DiscretizationConfig(name=schedule),
+            "guider": GuiderConfig(scale=scale),
             "conventions": Conventions(snap=snap),
         }
-        plans = [build_plan(self.preset, prompt, seed=i).model_copy(update=update) for i, prompt in enumerate(PROMPTS)]
-        *_, last = sample(self.engine, plans)
+        plans = [build_plan(self._preset, prompt, seed=i).model_copy(update=update) for i, prompt in enumerate(PROMPTS)]
+        *_, last = sample(self._engine, plans)
         return last.x
 
 
-def measure_micro(path: Path, preset: str) -> dict[str, Any]:
-    """Every method on one schedule, and every schedule with one method."""
-    micro = Micro(path, preset)
-    wanted = micro.latents(*REFERENCE)
-    print("micro: solved", flush=True)
+class Law:
+    """How far from the solution walks end at one scale of guidance.
 
-    def error(method: Method, schedule: str, sigmas: tuple[float, ...]) -> float:
-        found = relative_error(micro.latents(method, schedule, len(sigmas) - 1), wanted)
-        print(f"micro: {method.name} on {schedule}, {len(sigmas) - 1} steps: {found:.3g}", flush=True)
-        return found
+    Args:
+        micro: what is asked.
+        scale: of classifier-free guidance; 1 is without.
+        answers: what is known already; keeps what is found.
+        solution: file of the solution, made where there is none.
+    """
 
-    methods = [method for method in METHODS if method.name in SAMPLERS]
-    runs = [*measure(methods, [SAMPLERS_ON], BUDGETS, error), *measure([SCHEDULES_WITH], SCHEDULES, BUDGETS, error)]
-    plain = micro.latents(*EFFECTS_OF)
-    presets = {
-        f"{steps} steps of {method.name} on {schedule}": relative_error(micro.latents(method, schedule, steps), wanted)
-        for method, schedule, steps in PRESETS
+    def __init__(self, micro: Micro, scale: float, answers: Answers, solution: Path) -> None:
+        self._micro, self._scale, self._answers = micro, scale, answers
+        if not solution.exists():
+            save_file({"x": micro.latents(scale, *REFERENCE)}, solution)
+            print(f"{self}: solved", flush=True)
+        self._wanted = load_file(solution)["x"]
+
+    def __str__(self) -> str:
+        return f"micro, guidance {self._scale:g}"
+
+    def error(self, method: Method, schedule: str, steps: int) -> float:
+        """Relative, of one walk."""
+
+        def find() -> float:
+            found = relative_error(self._micro.latents(self._scale, method, schedule, steps), self._wanted)
+            print(f"{self}: {walk_name(method, schedule, steps)}: {percent(found)} %", flush=True)
+            return found
+
+        return self._answers(f"{self}: {walk_name(method, schedule, steps)}", find)
+
+    def runs(self, until: float) -> list[Run]:
+        """Every method on every schedule with every budget, as far as the time goes."""
+        runs: list[Run] = []
+        error = lambda method, schedule, sigmas: self.error(method, schedule, len(sigmas) - 1)  # noqa: E731
+        for budget in BUDGETS:
+            for run in measure(METHODS, SCHEDULES, (budget,), error):
+                runs.append(run)
+                if time.monotonic() > until:
+                    return runs
+        return runs
+
+
+def walk_name(method: Method, schedule: str, steps: int) -> str:
+    """In words."""
+    return f"{steps} steps of {method.name} on {schedule}"
+
+
+def measure_micro(path: Path, preset_name: str, out: Path, most_s: float) -> dict[str, Any]:
+    """Every method on every schedule of `SCHEDULES`: with the preset's guidance and then, if time is left, without.
+
+    What an earlier run has found for the same weights is not asked again: it lies in files of `out`.
+
+    Args:
+        path: the weights.
+        preset_name: of their model.
+        out: folder of what is known.
+        most_s: seconds after which no other walk begins.
+    """
+    until = time.monotonic() + most_s
+    preset, digest = load_preset(preset_name), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    recipe, micro = preset.recipe, Micro(path, preset)
+    own = Method(recipe.sampler.name, recipe.sampler.options()), recipe.discretization.name, recipe.steps
+    answers, guided = Answers(out / f"micro-{digest}.jsonl"), recipe.guider.scale
+
+    def effect(name: str, other: Callable[[], Tensor]) -> float:
+        return answers(f"effect of {name}", lambda: relative_error(other(), micro.latents(guided, *own)))
+
+    effects = {
+        "bfloat16": lambda: Micro(path, preset, "bfloat16").latents(guided, *own),
+        "levels moved to trained ones": lambda: micro.latents(guided, *own, snap="level"),
     }
+    laws = {}
+    for scale in dict.fromkeys((guided, 1.0)):
+        if time.monotonic() < until:
+            law = Law(micro, scale, answers, out / f"micro-{digest}-{scale:g}.safetensors")
+            laws[f"{scale:g}"] = {
+                "checked": law.error(*CHECK),
+                "presets": {walk_name(*walk): law.error(*walk) for walk in (own, *BESIDE_OWN)},
+                "runs": [asdict(run) for run in law.runs(until)],
+            }
     return {
         "model": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": digest,
         "dtype": "float32",
-        "guidance": micro.preset.recipe.guider.scale,
         "pictures": len(PROMPTS),
-        "reference": REFERENCE[2],
-        "presets": presets,
-        "effects": {
-            "bfloat16": relative_error(Micro(path, preset, "bfloat16").latents(*EFFECTS_OF), plain),
-            "levels moved to trained ones": relative_error(micro.latents(*EFFECTS_OF, snap="level"), plain),
-        },
-        "runs": [asdict(run) for run in runs],
+        "reference": walk_name(*REFERENCE),
+        "check": walk_name(*CHECK),
+        "asked": sum(afforded(m, s, b) is not None for m in METHODS for s in SCHEDULES for b in BUDGETS),
+        "effects": {name: effect(name, other) for name, other in effects.items()},
+        "laws": laws,
     }

@@ -1,16 +1,18 @@
 """Measure every sampler on every schedule: how far from the solution do so many model calls end?
 
-    PYTHONPATH=. python benchmarks/samplers/sampler_error.py --out DIR [--model micro.safetensors] \\
+    PYTHONPATH=. python benchmarks/samplers/sampler_error.py --out DIR [--model micro.safetensors [--minutes M]] \\
         [--docs docs/samplers.md]
 
 The mixture has a closed form and takes a few minutes; the trained network is asked too where --model names its weights.
-Writes DIR/mixture.json, DIR/law.json, DIR/micro.json, DIR/errors.csv and the figures; a JSON file that is there already
-is not measured again.
+Writes DIR/mixture.json, DIR/law.json, DIR/micro-DIGEST.jsonl (every walk of the network as soon as it is done),
+DIR/errors.csv and the figures. What is in these files already is not measured again, so a run that was stopped, or that
+had only so many minutes, goes on where it was; the mixture's two files must go when the samplers change.
 With --docs also puts the tables between that document's marks, and figures and CSV into samplers/ beside it.
 """
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, help="weights of the preset's model")
     parser.add_argument("--preset", default="micro")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for the network; without a limit if not given")
     parser.add_argument("--docs", type=Path, help="document whose figures are replaced")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -49,9 +52,9 @@ def main() -> None:
     texts = {"mixture": mixture_text(mixture), "law": error_tables.law(law, mixture_error.LAW_BUDGETS)}
     files = mixture_figures(mixture)
     if args.model is not None:
-        micro = measured(args.out / "micro.json", lambda: micro_error.measure_micro(args.model, args.preset))
-        runs["micro"] = runs_of(micro)
-        texts["micro"] = micro_text(micro)
+        micro = micro_error.measure_micro(args.model, args.preset, args.out, 60 * args.minutes)
+        runs |= {f"micro, guidance {scale}": runs_of(part) for scale, part in micro["laws"].items()}
+        texts["micro"] = micro_text(micro, mixture)
         files |= micro_figures(micro)
     files["errors.csv"] = error_tables.to_csv(runs).encode()
     for name, content in files.items():

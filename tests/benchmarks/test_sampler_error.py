@@ -2,18 +2,24 @@
 
 import math
 import re
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path as FilePath
+from typing import Any
 
 import pytest
 import torch
-from error import METHODS, SCHEDULE_NAMES, Method, Run, afforded, calls_of, levels, measure, relative_error
+from answers import Answers
+from error import BUDGETS, METHODS, SCHEDULE_NAMES, Method, Run, afforded, calls_of, levels, measure, relative_error
 from error_figure import Panel, error_figure, error_map, percent
-from error_pages import METHODS_SHOWN, SCHEDULE_SHOWN, micro_figures, micro_text
-from error_tables import best, by_budget, to_csv
+from error_pages import BESIDE_MICRO, METHODS_SHOWN, SCHEDULE_SHOWN, micro_figures, micro_text
+from error_tables import best, by_budget, nearest, rank_correlation, to_csv
+from micro_error import BUDGETS as BUDGETS_ASKED
+from micro_error import SCHEDULES as SCHEDULES_ASKED
 from mixture import BETWEEN, COMPONENTS, Mixture, build_mixture
 from mixture_error import ends_error, energy_distance, solve, start, walked
+from scipy import stats
 
 from sdxl_cli.marks import Dot, Label, Path
 from sdxl_core.diffusion.noise import pure_noise
@@ -179,19 +185,81 @@ def test_the_schedule_that_is_left_out_is_another_one() -> None:
     assert levels("polyexponential", 12) == pytest.approx(levels("exponential", 12), rel=1e-6)
 
 
+def page_of_micro(runs: Sequence[Run], *, free: Sequence[Run]) -> dict[str, Any]:
+    law = {"checked": 0.0002, "presets": {"20 steps": 0.0123, "30 steps": 0.2}}
+    return {
+        **{"model": "m.safetensors", "sha256": "0" * 16, "dtype": "float32", "pictures": 2, "asked": len(runs)},
+        **{"reference": "1000 steps", "check": "250 steps", "effects": {"bfloat16": 0.004}},
+        "laws": {
+            "3": {**law, "runs": [asdict(run) for run in runs]},
+            "1": {**law, "runs": [asdict(run) for run in free]},
+        },
+    }
+
+
 def test_the_page_of_the_network_tells_what_it_is_and_every_error() -> None:
     with_second = [Run(METHODS_SHOWN[1], name, 16, 16, 16, error) for name, error in (("karras", 0.05), ("beta", 0.07))]
     runs = [*(run for run in RUNS if run.schedule == SCHEDULE_SHOWN), *with_second]
-    found = {
-        **{"model": "m.safetensors", "sha256": "0" * 64, "dtype": "float32", "guidance": 3.0, "pictures": 2},
-        **{"reference": 1000, "presets": {"20 steps": 0.0123}, "effects": {"bfloat16": 0.004}},
-        "runs": [asdict(run) for run in runs],
-    }
-    text = micro_text(found)
+    found = page_of_micro(runs, free=runs[:2])
+    mixture = {"5": {"runs": [asdict(replace(run, error=run.error**2)) for run in runs]}}
+    text = micro_text(found, mixture)
     assert "| `euler` | 10 | 5.0 |" in text
     assert "| `beta` |  | 7.0 |" in text
-    assert "20 steps 1.2 %" in text
+    assert "What the preset asks for, 20 steps, ends 1.2 % from the solution; beside it 30 steps 20 %." in text
+    assert "is 0.020 % from 250 steps" in text
+    assert "1.00 with 16 calls (4 walks)" in text
     assert list(micro_figures(found)) == re.findall(r"samplers/(\w+[.]svg)", text)
+
+
+def test_walks_that_are_missing_are_counted() -> None:
+    runs = [*RUNS, Run("uni_pc", "karras", 16, 16, 16, 0.05)]
+    mixture = {"5": {"runs": []}}
+    assert "Not every walk" not in micro_text(page_of_micro(runs, free=runs), mixture)
+    text = micro_text(page_of_micro(runs, free=[]), mixture)
+    assert f"Not every walk has been measured yet: guidance 1: 0 of {len(runs)}." in text
+    assert "without guidance" not in text
+
+
+def test_the_nearest_come_first_and_others_with_their_places() -> None:
+    lines = nearest(RUNS, (8, 16), [("euler", "karras"), ("euler", "beta")]).splitlines()
+    assert lines[2:] == [
+        "| 1 | `euler` on `simple` 2.0 | `heun` on `karras` 1.2 |",
+        "| 2 | `euler` on `karras` 10 | `euler` on `karras` 5.0 |",
+        "| 3 | `heun` on `karras` 31 |  |",
+        "| 4 |  |  |",
+        "| 5 |  |  |",
+        "| `euler` on `karras` | 10 (2 of 3) | 5.0 (2 of 2) |",
+        "| `euler` on `beta` |  |  |",
+    ]
+
+
+def test_ranks_agree_whatever_the_numbers_are() -> None:
+    errors = [0.3, 0.01, 2.0, 0.5]
+    assert rank_correlation(errors, [error**3 for error in errors]) == pytest.approx(1)
+    assert rank_correlation(errors, [-error for error in errors]) == pytest.approx(-1)
+    assert rank_correlation(errors, [0.1, 0.2, 0.4, 0.3]) == pytest.approx(stats.spearmanr(errors, [1, 2, 4, 3])[0])
+
+
+def test_an_answer_is_found_once_and_kept(tmp_path: FilePath) -> None:
+    path, asked = tmp_path / "answers.jsonl", list[str]()
+
+    def find() -> float:
+        asked.append("once")
+        return 0.1 + 0.2
+
+    assert Answers(path)("a: b", find) == Answers(path)("a: b", find) == 0.1 + 0.2
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"a: c": 0.')  # a run that was killed
+    answers = Answers(path)
+    assert answers("a: c", lambda: 7.0) == 7.0
+    assert Answers(path)("a: c", find) == 7.0
+    assert asked == ["once"]
+
+
+def test_the_network_is_asked_what_the_mixture_is_asked_too() -> None:
+    assert set(SCHEDULES_ASKED) <= set(SCHEDULE_NAMES)
+    assert set(BUDGETS_ASKED) <= set(BUDGETS)
+    assert {SCHEDULE_SHOWN, *(schedule for _, schedule in BESIDE_MICRO)} <= set(SCHEDULES_ASKED)
 
 
 def test_the_document_has_a_place_for_every_part_and_every_file_it_names() -> None:
