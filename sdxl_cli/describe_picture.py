@@ -85,7 +85,7 @@ def record_pairs(record: Mapping[str, Any]) -> Pairs:
         ("model", plan.get("model")),
         *_refiner(_table(plan.get("refiner")), _table(record.get("switch"))),
         *(
-            (f"{w.get('role')} file", f"{w.get('name')} sha256 {w.get('sha256')}")
+            (f"{str(w.get('role')).replace('_', ' ')} file", f"{w.get('name')} sha256 {w.get('sha256')}")
             for w in _tables(record.get("weights"))
         ),
         ("ran on", _listed(record.get("device_name"), plan.get("device"), plan.get("dtype"), plan.get("attention"))),

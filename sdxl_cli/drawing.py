@@ -22,12 +22,13 @@ from sdxl_core.batching import batches, total_calls
 from sdxl_core.canvas import Canvas
 from sdxl_core.checkpoints.hashing import file_hash
 from sdxl_core.errors import CheckpointError, MemoryExhaustedError, NumericsError, SdxlError
-from sdxl_core.latent_files import SavedLatent
+from sdxl_core.latent_files import SavedLatent, encode_latent
 from sdxl_core.naming import Names
 from sdxl_core.output import NameTakenError, prepare_directory, write_whole
 from sdxl_core.picture_files import PictureError
 from sdxl_core.plan import Plan
-from sdxl_core.records import Record, Role, Weights, encode_latent, encode_picture
+from sdxl_core.presets import parts_file
+from sdxl_core.records import Record, Role, Weights, encode_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,12 +114,7 @@ def draw(run: Run, flags: DrawFlags, console: Console) -> int:
         prepare_directory(run.names.destination.directory)
         with open_view(console) as view:
             models = _load(run, run.model_path, flags, view)
-            files: list[tuple[Role, Path]] = [("model", run.model_path)]
-            if run.vae_path is not None:
-                files.append(("vae", run.vae_path))
-            if run.refiner is not None and run.refiner.path is not None:
-                files.append(("refiner", run.refiner.path))
-            _Artist(models, run, flags, console, view, Hashes(files), tally).draw_all()
+            _Artist(models, run, flags, console, view, Hashes(_files(run)), tally).draw_all()
     except Stopped as stop:
         stop.message += f": {tally}"
         raise
@@ -127,6 +123,17 @@ def draw(run: Run, flags: DrawFlags, console: Console) -> int:
             error.message += f"; {tally}"
         raise
     return tally.exit_code()
+
+
+def _files(run: Run) -> list[tuple[Role, Path]]:
+    """The files of weights that a run reads."""
+    refiner = run.refiner
+    asked: list[tuple[Role, Path | None]] = [("model", run.model_path), ("vae", run.vae_path)]
+    if run.model_path is not None:
+        asked.insert(1, ("model_parts", parts_file(run.preset.model, run.model_path)))
+    if refiner is not None and refiner.path is not None:
+        asked += [("refiner", refiner.path), ("refiner_parts", parts_file(refiner.preset.model, refiner.path))]
+    return [(role, path) for role, path in asked if path is not None]
 
 
 def _load(run: Run, model_path: Path, flags: DrawFlags, view: View) -> "TwoModels":
@@ -270,7 +277,8 @@ class _Artist:
     def _keep_latent(self, job: Job, sampled: "_Sampled", record: Record | None) -> Job:
         """Write the latent beside where the picture goes; the job under the name that was free for both."""
         job = self._rename_if_taken(job)
-        data = encode_latent(sampled.latents[0].float().cpu().numpy(), record)
+        frame = sampled.canvases[0].frame if sampled.canvases else None
+        data = encode_latent(sampled.latents[0].float().cpu().numpy(), record, frame)
         write_whole(job.path.with_suffix(LATENT_SUFFIX), data, overwrite=self.flags.overwrite)
         return job
 

@@ -24,7 +24,7 @@ from sdxl_core.errors import PresetError, SdxlError, UsageError
 from sdxl_core.latent_files import SavedLatent, check_latent, read_latent
 from sdxl_core.naming import FORMATS, NameFields, Names, resolve_destination
 from sdxl_core.output import write_whole
-from sdxl_core.presets import load_preset
+from sdxl_core.presets import load_preset, parts_owner
 from sdxl_core.records import Record, Weights, encode_picture
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ class _Finisher:
         path, format = self._path(latent)
         record = None if self.flags.no_metadata else self._record(latent, source)
         picture = self._decode(latent, source)
+        if latent.frame is not None:
+            picture = latent.frame.finish(picture)
         data = encode_picture(picture, format, record)
         with finishing():
             write_whole(path, data, overwrite=self.flags.overwrite)
@@ -141,7 +143,7 @@ class _Finisher:
             model = model.model_copy(update={"first_stage": model.first_stage.model_copy(update=scaling)})
         check_latent(latent, model.first_stage, model.name)
         if path is None:
-            owner = model if model.parts_from is None else load_preset(model.parts_from).model
+            owner = parts_owner(model) or model
             recorded = None if plan is None or flags.preset is not None else plan.vae or plan.file
             path = find_file(recorded if recorded and owner is model else owner.file.name, folders)
         return _Source(model, path, self._dtype(latent), given is not None)
@@ -163,8 +165,8 @@ class _Finisher:
         fields = NameFields(
             seed=plan.seed if plan else 0,
             prompt=plan.prompt if plan else latent.path.name.removesuffix(LATENT_SUFFIX),
-            width=plan.size[1] if plan else width * 8,
-            height=plan.size[0] if plan else height * 8,
+            width=plan.picture_size[1] if plan else width * 8,
+            height=plan.picture_size[0] if plan else height * 8,
             steps=plan.steps if plan else 0,
             sampler=plan.sampler.name if plan else "",
             preset=plan.model if plan else "",
@@ -182,8 +184,9 @@ class _Finisher:
         if self.flags.decoding is not None:
             plan = plan.model_copy(update={"decoding": self.flags.decoding.value})
         sha256 = file_hash(source.path, cache=hash_cache(), reporter=self.view)
-        made_with = plan.vae_sha256 if plan.vae is not None else plan.file_sha256
         weights = record.weights
+        held_by = {each.role: each.sha256 for each in weights}
+        made_with = held_by.get("vae", held_by.get("model_parts", plan.file_sha256))
         if source.given and sha256 != made_with:
             plan = plan.model_copy(update={"vae": source.path.name, "vae_sha256": sha256})
             kept = tuple(each for each in weights if each.role != "vae")
@@ -219,8 +222,9 @@ class _Finisher:
         plan = None if latent.record is None else latent.record.plan
         with self.view.hidden():
             self.console.note(f"{latent.path.name}: decoded in {seconds:.1f} s")
-            if plan is not None and plan.source is not None and plan.source.repaints_a_part:
-                self.console.warn(f"{path.name} is all painted: what a mask kept is pasted by the run itself alone")
+            masked = plan is not None and plan.source is not None and plan.source.repaints_a_part
+            if masked and latent.frame is None:
+                self.console.warn(f"{path.name} is all painted: the latent does not hold what a mask has kept")
             if not self.flags.as_json:
                 self.console.data(str(path))
                 return

@@ -14,33 +14,46 @@ from sdxl_core.source_pictures import Pixels, SourcePicture
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Canvas:
-    """What a picture starts from, and what its result is put back into.
+class Frame:
+    """What stays of a picture of which a part is repainted.
 
     Args:
-        image: (h, w, 3) at the size that is drawn.
-        mask: (h, w), 255 where it is to be repainted; None for everywhere.
         below: (H, W, 3), what is written where nothing is repainted.
-        alpha: (H, W), how much of the result shows; None for all of it.
-        box: where `image` lies in `below`.
+        alpha: (H, W), how much of what was drawn shows.
+        box: where in `below` what was drawn lies, whatever its size.
     """
 
-    image: Pixels
-    mask: Pixels | None
     below: Pixels
-    alpha: Pixels | None
+    alpha: Pixels
     box: Box
 
     def finish(self, drawn: Pixels) -> Pixels:
         """What was drawn (h, w, 3), in its place; every byte outside the mask is `below`'s."""
-        if self.alpha is None:
-            return drawn
         top, left, bottom, right = self.box
         piece = _stretch(drawn, (bottom - top, right - left), Image.Resampling.LANCZOS)
         whole = self.below.copy()
         inside = (slice(top, bottom), slice(left, right))
         whole[inside] = paste(whole[inside], piece, self.alpha[inside])
         return whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canvas:
+    """What a picture starts from, and what its result is put back into.
+
+    Args:
+        image: (h, w, 3) at the size that is drawn.
+        mask: (h, w), 255 where it is to be repainted; None for everywhere.
+        frame: what stays; None where all is repainted.
+    """
+
+    image: Pixels
+    mask: Pixels | None = None
+    frame: Frame | None = None
+
+    def finish(self, drawn: Pixels) -> Pixels:
+        """The whole picture with what was drawn (h, w, 3) in it."""
+        return drawn if self.frame is None else self.frame.finish(drawn)
 
 
 def build_canvas(source: Source, size: Size, picture: SourcePicture, mask: SourcePicture | None) -> Canvas:
@@ -57,16 +70,13 @@ def build_canvas(source: Source, size: Size, picture: SourcePicture, mask: Sourc
         return Canvas(
             _stretch(below[piece], size, Image.Resampling.LANCZOS),
             _stretch(level[piece], size, Image.Resampling.BILINEAR),
-            below,
-            feather(level, how.blur),
-            box,
+            Frame(below, feather(level, how.blur), box),
         )
     image = fit(below, size, source.how.resize)
-    whole = (0, 0, *size)
     if level is None:
-        return Canvas(image, None, image, None, whole)
+        return Canvas(image)
     fitted = fit(level, size, source.how.resize)
-    return Canvas(image, fitted, image, feather(fitted, how.blur), whole)
+    return Canvas(image, fitted, Frame(image, feather(fitted, how.blur), (0, 0, *size)))
 
 
 def spread(source: Source, picture: SourcePicture, mask: SourcePicture | None) -> tuple[Pixels, Pixels | None]:

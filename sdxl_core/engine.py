@@ -20,7 +20,7 @@ from sdxl_core.models.unet import UNet
 from sdxl_core.ops.attention import BACKENDS, AttentionBackend, resolve_attention
 from sdxl_core.ops.meta import shapes_only
 from sdxl_core.plan import Plan
-from sdxl_core.presets import load_preset
+from sdxl_core.presets import parts_owner
 from sdxl_core.progress import SILENT, Reporter
 from sdxl_core.types import Conditioning, Touch
 
@@ -210,7 +210,7 @@ def _sources(
 ) -> list[tuple[Header, list[Part]]]:
     """Which parts are read from which file, each file checked against them."""
     header = read_header(path)
-    owner = None if model.parts_from is None else load_preset(model.parts_from).model
+    owner = parts_owner(model)
     own, shared, unused = [network], [], []
     if owner is None:
         own.append(conditioner)

@@ -1,15 +1,17 @@
-"""Saved latents, as `records.encode_latent` writes them. Imports no torch."""
+"""Saved latents: written beside pictures, and read again. Imports no torch."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from sdxl_core.canvas import Frame
 from sdxl_core.checkpoints.detect import detect
-from sdxl_core.checkpoints.header import open_checkpoint, read_header
+from sdxl_core.checkpoints.header import Header, open_checkpoint, read_header
 from sdxl_core.config import FirstStageConfig
 from sdxl_core.errors import CheckpointError, NumericsError
 from sdxl_core.records import RECORD_KEY, Record
@@ -18,6 +20,7 @@ from sdxl_core.source import SourceFile
 
 _HINT = "give a latent that --save-latents has written"
 _DTYPES = {"F32": "<f4", "F16": "<f2"}
+_BELOW, _ALPHA, _BOX = "frame.below", "frame.alpha", "frame.box"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,11 +31,33 @@ class SavedLatent:
         path: of the file.
         values: (c, h/8, w/8) float32, scaled as the network sees it, finite.
         record: of the picture that it becomes; None where the file has none.
+        frame: what the picture that it becomes is put into; None where it is all of it.
     """
 
     path: Path
     values: NDArray[np.float32]
     record: Record | None
+    frame: Frame | None = None
+
+
+def encode_latent(latent: NDArray[np.float32], record: Record | None, frame: Frame | None = None) -> bytes:
+    """A latent as a safetensors file in memory, float32, with all that its picture still needs beside a first stage.
+
+    Args:
+        latent: (4, h/8, w/8), scaled as the network sees it.
+        record: of the picture; None for none.
+        frame: what the picture is put into, where only a part of it was drawn.
+    """
+    from safetensors.numpy import save
+
+    metadata = {"format": "pt", "kind": "sdxl latent"}
+    if record is not None:
+        metadata[RECORD_KEY] = record.to_json()
+    tensors: dict[str, NDArray[Any]] = {"latent": np.ascontiguousarray(latent, dtype=np.float32)}
+    if frame is not None:
+        tensors |= {_BELOW: np.ascontiguousarray(frame.below), _ALPHA: np.ascontiguousarray(frame.alpha)}
+        tensors[_BOX] = np.array(frame.box, np.int64)
+    return save(tensors, metadata)
 
 
 def read_latent(path: Path) -> SavedLatent:
@@ -49,15 +74,10 @@ def read_latent(path: Path) -> SavedLatent:
         raise CheckpointError(f"{path}: no latent: this is {found.title} ({found.reason})", hint=_HINT)
     if len(info.shape) != 3 or info.dtype not in _DTYPES or not 0 < info.numel <= 64 * LARGEST_SIDE**2:
         raise CheckpointError(f"{path}: no latent: its tensor is {info.dtype} {list(info.shape)}", hint=_HINT)
-    with open_checkpoint(path) as file:
-        file.seek(header.data_start + info.offsets[0])
-        data = file.read(info.nbytes)
-    if len(data) < info.nbytes:
-        raise CheckpointError(f"{path}: shrank while it was read", hint="try again")
-    values = np.frombuffer(data, _DTYPES[info.dtype]).reshape(info.shape).astype(np.float32)
+    values = _array(header, "latent", _DTYPES[info.dtype]).astype(np.float32)
     if not np.isfinite(values).all():
         raise NumericsError(f"{path}: the latent is not finite", hint="sample the picture again")
-    return SavedLatent(path, values, _record(path, header.metadata.get(RECORD_KEY)))
+    return SavedLatent(path, values, _record(path, header.metadata.get(RECORD_KEY)), _frame(header))
 
 
 def latent_source(latent: SavedLatent, factor: int) -> SourceFile:
@@ -99,6 +119,34 @@ def check_latent(latent: SavedLatent, first_stage: FirstStageConfig, model: str)
             f"{latent.path}: was made by {plan.model}, whose latents are scaled otherwise than those of {model}",
             hint="name the model that it was made with: --preset or --model",
         )
+
+
+def _frame(header: Header) -> Frame | None:
+    infos = [header.tensors.get(name) for name in (_BELOW, _ALPHA, _BOX)]
+    below, alpha, box = infos
+    if below is None or alpha is None or box is None:
+        return None
+    height, width, *_ = below.shape or (0, 0)
+    if (below.dtype, alpha.dtype, box.dtype) == ("U8", "U8", "I64") and (below.shape, alpha.shape, box.shape) == (
+        (height, width, 3),
+        (height, width),
+        (4,),
+    ):
+        top, left, bottom, right = map(int, _array(header, _BOX, "<i8"))
+        if 0 <= top < bottom <= height and 0 <= left < right <= width:
+            return Frame(_array(header, _BELOW, "u1"), _array(header, _ALPHA, "u1"), (top, left, bottom, right))
+    raise CheckpointError(f"{header.path}: what it keeps of a picture around the latent is damaged", hint=_HINT)
+
+
+def _array(header: Header, name: str, dtype: str) -> NDArray[Any]:
+    """The values of one tensor."""
+    info = header.tensors[name]
+    with open_checkpoint(header.path) as file:
+        file.seek(header.data_start + info.offsets[0])
+        data = file.read(info.nbytes)
+    if len(data) < info.nbytes:
+        raise CheckpointError(f"{header.path}: shrank while it was read", hint="try again")
+    return np.frombuffer(data, dtype).reshape(info.shape)
 
 
 def _record(path: Path, text: str | None) -> Record | None:

@@ -149,6 +149,21 @@ def load_preset(
     return Preset(top.name, top.description, built.model, built.recipe, MappingProxyType(named))
 
 
+def parts_owner(model: ModelConfig) -> ModelConfig | None:
+    """The model from whose file one takes its text towers and first stage; None where its own has them.
+
+    Raises:
+        PresetError: there is no such model.
+    """
+    return None if model.parts_from is None else load_preset(model.parts_from).model
+
+
+def parts_file(model: ModelConfig, path: Path) -> Path | None:
+    """Where a model of file `path` takes its parts from: beside it; None where the file has them."""
+    owner = parts_owner(model)
+    return None if owner is None else path.with_name(owner.file.name)
+
+
 def _layers(name_or_path: str, user: Path | None) -> list[_Layer]:
     """The file asked for and the bases under it, highest rank first."""
     layers = [_layer(*_locate(name_or_path, user))]
@@ -160,6 +175,9 @@ def _layers(name_or_path: str, user: Path | None) -> list[_Layer]:
 def _layer(path: Path, named: bool) -> _Layer:
     table = read_toml(path)
     _check_document(path, table)
+    refiner = _table(_table(table.get("recipe")).get("refiner"))
+    if isinstance(other := refiner.get("preset"), str) and _is_path(other):
+        refiner["preset"] = os.path.abspath(path.parent / os.path.expanduser(other))
     kind = "model" if "model" in table else "recipe"
     return _Layer(f"{kind} {path.stem}" if named else f"file {path}", path.stem, path, table)
 
@@ -167,7 +185,7 @@ def _layer(path: Path, named: bool) -> _Layer:
 def _locate(name_or_path: str, user: Path | None, above: Sequence[_Layer] = ()) -> tuple[Path, bool]:
     """The file of a name or path, and whether it was a name; in a file, a relative path counts from its folder."""
     asked_by = f"{above[-1].path}: base: " if above else ""
-    if "/" in name_or_path or "\\" in name_or_path or name_or_path.endswith(".toml"):
+    if _is_path(name_or_path):
         beside = above[-1].path.parent if above else Path()
         candidates, named = [beside / os.path.expanduser(name_or_path)], False
     else:
@@ -183,6 +201,10 @@ def _locate(name_or_path: str, user: Path | None, above: Sequence[_Layer] = ()) 
         if os.path.realpath(path) not in seen:
             return path, named
     raise PresetError(f"{asked_by}the presets build on each other in a circle")
+
+
+def _is_path(name_or_path: str) -> bool:
+    return "/" in name_or_path or "\\" in name_or_path or name_or_path.endswith(".toml")
 
 
 def _named(user: Path | None) -> dict[str, list[tuple[Path, Literal["shipped", "user"]]]]:

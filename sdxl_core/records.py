@@ -66,8 +66,8 @@ _SCHEDULE_NAMES = {
 _PAIR = re.compile(r'\s*([\w +/()-]{1,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
-Role = Literal["model", "vae", "refiner"]
-"""What a file of weights is in a picture."""
+Role = Literal["model", "vae", "refiner", "model_parts", "refiner_parts"]
+"""What a file of weights is in a picture; parts are what a model takes from another one's file."""
 
 
 class Weights(Config):
@@ -129,6 +129,7 @@ def parameters_text(record: Record) -> str:
             pairs["Refiner"] = f"{weights.name.removesuffix('.safetensors')}{short}"
             if record.switch is not None:
                 pairs["Refiner switch at"] = f"{record.switch.fraction:.4g}"
+        if weights.role not in ("model", "vae"):
             continue
         hash_key, name_key = ("Model hash", "Model") if weights.role == "model" else ("VAE hash", "VAE")
         if weights.sha256:
@@ -246,16 +247,6 @@ def _xmp(record: Record, whole: bool = False) -> bytes:
    Iptc4xmpExt:DigitalSourceType="{AI_MARK}"{own}/>
 </rdf:RDF></x:xmpmeta>
 <?xpacket end="r"?>""".encode()
-
-
-def encode_latent(latent: NDArray[np.float32], record: Record | None) -> bytes:
-    """A latent (4, h/8, w/8), scaled as the network sees it, as a safetensors file in memory, float32."""
-    from safetensors.numpy import save
-
-    metadata = {"format": "pt", "kind": "sdxl latent"}
-    if record is not None:
-        metadata[RECORD_KEY] = record.to_json()
-    return save({"latent": np.ascontiguousarray(latent, dtype=np.float32)}, metadata)
 
 
 def parse_record(text: str) -> Mapping[str, Any]:

@@ -64,9 +64,10 @@ def plan_work(plan: Plan, model: ModelConfig, refiner: ModelConfig | None = None
         parts.append(Part("network", config.name, walk.calls(), rows, work))
     source = plan.source
     if source is not None and not source.latent:
-        times = 2 if source.condition == "inpaint" else 1  # once more with what is to be painted in grey
+        # An inpainting model is shown the picture once more, grey where it is to paint.
+        times = source.is_encoded_whole + (source.condition == "inpaint")
         work = encoder_work(model.first_stage, plan.size) * times
-        parts.insert(1, Part("encode", model.name, times, times, work))
+        parts[1:1] = [Part("encode", model.name, times, times, work)] if times else []
     return (*parts, Part("decode", model.name, 1, 1, decoder_work(model.first_stage, plan.size)))
 
 

@@ -18,7 +18,7 @@ from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.unet import UNet
 from sdxl_core.ops.attention import sdpa, written_out
 from sdxl_core.output import prepare_directory
-from sdxl_core.presets import load_preset
+from sdxl_core.presets import load_preset, parts_owner
 from sdxl_core.progress import SILENT, Reporter
 from sdxl_core.training.autoencoder import AutoencoderStage
 from sdxl_core.training.config import (
@@ -95,11 +95,10 @@ def _build_stage(
     network = UNet(model.network, attention=written_out if device.type == "cpu" else sdpa)
     _fill(autoencoder, FIRST_STAGE, init, required=True)
     networks = init
-    if model.parts_from is None:
+    if (owner := parts_owner(model)) is None:
         _fill(conditioner, CONDITIONER, init, required=True)
     else:
         networks = [path for path in init if not _holds(path, CONDITIONER)]  # the owner's file has a network of its own
-        owner = load_preset(model.parts_from).model
         for position, theirs in borrowed_towers(model, owner).items():
             _fill(conditioner.embedders[position], f"{CONDITIONER}embedders.{theirs}.", init, required=True)
     _fill(network, NETWORK, networks, required=False)

@@ -107,6 +107,29 @@ def test_another_autoencoder_stands_in_the_record(
     assert Path("again.png").read_bytes() != Path("cat.png").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "flags", ["--mask mask.png", "--mask mask.png --only-masked --mask-padding 8", "--pad 8,16,0,0"]
+)
+def test_what_a_mask_has_kept_is_in_the_latent(tiny_folder: Path, sdxl: Sdxl, flags: str) -> None:
+    rng, level = np.random.default_rng(0), np.zeros((90, 70), np.uint8)
+    level[20:50, 10:40] = 255
+    Image.fromarray(rng.integers(0, 256, (90, 70, 3), np.uint8)).save("photo.png")
+    Image.fromarray(level).save("mask.png")
+    preset = ("--preset", tiny_folder / "tiny-base.toml", "--device", "cpu", "--dtype", "fp32")
+    run = sdxl("img2img", "photo.png", "a cat", *flags.split(), *preset, "--save-latents", "-o", "cat.png")
+    assert run.code == 0, run.err
+    Path("photo.png").unlink()
+    again = sdxl("decode", "cat.latent.safetensors", *preset[:2], "-o", "again.png")
+    assert again.code == 0
+    assert "warning" not in again.err
+    assert Path("again.png").read_bytes() == Path("cat.png").read_bytes()
+    # One that was written before the latents held it.
+    saved = Path("cat.latent.safetensors").read_bytes()
+    head = json.loads(saved[8 : 8 + int.from_bytes(saved[:8], "little")])["__metadata__"]
+    save_file({"latent": load_file("cat.latent.safetensors")["latent"]}, "old.safetensors", head)
+    assert "the latent does not hold what a mask has kept" in sdxl("decode", "old.safetensors", *preset[:2]).err
+
+
 def test_without_a_record_the_model_must_be_named(gen: Sdxl, sdxl: Sdxl, preset: list[object]) -> None:
     path = gen("a cat", "--seed", 7, "--save-latents", "--no-metadata", "-o", "cat.png").paths[0]
     latent = path.with_suffix(SUFFIX)

@@ -128,7 +128,7 @@ def test_the_masked_part_alone_is_worked_at_full_size_and_put_back() -> None:
     picture = noise(200, 300)
     mask = mask_of(200, 300, slice(100, 120), slice(50, 70))
     canvas = canvas_of(picture, (64, 64), mask, only=True, padding=6, blur=0)
-    assert canvas.box == (94, 44, 126, 76)
+    assert canvas.frame.box == (94, 44, 126, 76)
     assert canvas.image.shape == (64, 64, 3)
     written = canvas.finish(np.full((64, 64, 3), 9, np.uint8))
     assert (written[100:120, 50:70] == 9).all()

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,14 @@ def test_a_refiner_knows_the_levels_that_it_was_trained_on(user: Path) -> None:
     assert load_preset("sdxl-refiner-1.0", user=user).model.lowest_levels == 200
     micro = read_toml(shipped_file("train/micro-refiner.toml"))["train"]["loss"]["index_range"]
     assert micro == [0, load_preset("micro-refiner", user=user).model.lowest_levels]
+
+
+@pytest.mark.parametrize("name", ["./other.toml", "more/other.toml", "other.toml"])
+def test_a_refiner_given_as_a_path_lies_beside_the_file_that_names_it(put: Put, user: Path, name: str) -> None:
+    path = put("mine", f'{BASE}[recipe.refiner]\npreset = "{name}"\n')
+    assert load_preset(path, user=user).recipe.refiner.preset == os.path.abspath(path.parent / name)
+    above = put("above", 'base = "mine"\n')
+    assert load_preset(above, user=user).recipe.refiner.preset == os.path.abspath(path.parent / name)
 
 
 def test_a_shipped_model_is_named_like_its_file(user: Path) -> None:

@@ -11,14 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.numpy import load
 
 from sdxl_core.config import DiscretizationConfig, SamplerConfig
 from sdxl_core.errors import OutputError
 from sdxl_core.guider_config import ApgConfig, GuiderConfig, IntervalConfig, SegConfig, TcfgConfig
 from sdxl_core.picture_files import PictureError, read_record
 from sdxl_core.plan import Plan
-from sdxl_core.records import Record, Weights, encode_latent, encode_picture, parameters_text, parse_parameters
+from sdxl_core.records import Record, Weights, encode_picture, parameters_text, parse_parameters
 
 PIXELS: NDArray[np.uint8] = np.arange(16 * 24 * 3, dtype=np.uint8).reshape(16, 24, 3)
 FORMATS = ("png", "jpg", "webp")
@@ -126,14 +125,6 @@ def test_a_record_that_a_jpeg_cannot_hold_is_an_error() -> None:
 
 def test_the_same_plan_gives_the_same_bytes() -> None:
     assert encode_picture(PIXELS, "png", record(plan())) == encode_picture(PIXELS, "png", record(plan()))
-
-
-def test_a_latent_carries_its_record() -> None:
-    latent = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
-    data = encode_latent(latent, record(plan("猫")))
-    assert np.array_equal(load(data)["latent"], latent)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert json.loads(header["__metadata__"]["sdxl"])["plan"]["prompt"] == "猫"
 
 
 def chunk(kind: bytes, data: bytes, check: int | None = None) -> bytes:

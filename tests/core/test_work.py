@@ -108,7 +108,7 @@ def test_a_picture_to_start_from_is_encoded(engines: dict[str, Engine], kind: An
     source = Source(picture=file, mask=file, condition=condition, how=SourceConfig(strength=0.5))
     plan, engine = plan_of(model=f"tiny-{kind}", source=source), engines[kind]
     black = np.zeros((*SIZE, 3), np.uint8)
-    canvas = Canvas(black, np.full(SIZE, 255, np.uint8), below=black, alpha=None, box=(0, 0, *SIZE))
+    canvas = Canvas(black, np.full(SIZE, 255, np.uint8))
 
     def run() -> None:
         *_, last = sample_from(engine, [plan], [canvas])
