@@ -164,7 +164,7 @@ def recipe_table(run: Run) -> dict[str, Any]:
     """The resolved recipe, as a preset file that builds on the model alone."""
     kind, _, name = run.preset.origins["model.name"].partition(" ")
     plan, recipe = run.jobs[0].plan, run.preset.recipe.model_dump()
-    recipe |= {"size": plan.size}
+    recipe |= {"size": plan.size} | ({} if plan.source is None else {"source": plan.source.how.model_dump()})
     recipe |= {"sampler": plan.sampler.model_dump(), "discretization": plan.discretization.model_dump()}
     return {"base": str(Path(name).resolve()) if kind == "file" else name, "recipe": recipe}
 

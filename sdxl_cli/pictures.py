@@ -12,7 +12,7 @@ from sdxl_cli.console import Console
 from sdxl_cli.options import parse_aspect
 from sdxl_cli.picture_flags import Img2ImgFlags, RefineFlags
 from sdxl_core.canvas import Canvas, build_canvas, spread
-from sdxl_core.config import ModelConfig
+from sdxl_core.config import ModelConfig, SourceConfig
 from sdxl_core.errors import UsageError
 from sdxl_core.latent_files import SavedLatent, check_latent, latent_source, read_latent
 from sdxl_core.masks import bounds
@@ -26,6 +26,9 @@ INPUT = "input"
 """The --aspect that is each picture's own."""
 
 DEFAULT_REFINER = "sdxl-refiner-1.0"
+
+REFINE_STRENGTH = 0.15
+"""How far `sdxl refine` goes back where neither flag nor preset says: any model, a refiner or not, goes over it."""
 
 LATENT = ".safetensors"
 """How the name of a saved latent ends."""
@@ -84,11 +87,13 @@ class Pictures:
         paths: the files, at least one.
         prompts: those among the arguments and flags; none where a file of prompts, or each picture's own, is taken.
         flags: the rest.
+        strength: where neither flags nor preset say one; None for what `build_source` takes.
     """
 
     paths: tuple[Path, ...]
     prompts: tuple[str, ...]
     flags: Img2ImgFlags
+    strength: float | None = None
 
     def overrides(self) -> dict[str, Any]:
         """What the flags set in a recipe."""
@@ -114,7 +119,7 @@ class Pictures:
             PictureError: a file is missing, damaged or no picture.
             UsageError: a mask, margins or an aspect that cannot be honoured.
         """
-        how, margins = preset.recipe.source, _parse_margins(self.flags.pad)
+        how, margins = self._how(preset), _parse_margins(self.flags.pad)
         mask = None if self.flags.mask is None else read_mask(self.flags.mask)
         if mask is None and (self.flags.only_masked or self.flags.mask_invert) and not any(margins):
             name = "--only-masked" if self.flags.only_masked else "--mask-invert"
@@ -136,6 +141,10 @@ class Pictures:
             console.note(note)
         return starts
 
+    def _how(self, preset: Preset) -> SourceConfig:
+        how = preset.recipe.source
+        return how if how.strength is not None else how.model_copy(update={"strength": self.strength})
+
     def _from_latent(self, path: Path, preset: Preset) -> Start:
         """A saved latent goes on as it is, so nothing can be said of its size or of a part of it.
 
@@ -151,7 +160,7 @@ class Pictures:
         latent, model = read_latent(path), preset.model
         check_latent(latent, model.first_stage, model.name)
         file = latent_source(latent, model.first_stage.factor)
-        source = build_source(model, preset.recipe.source, file).model_copy(update={"latent": True})
+        source = build_source(model, self._how(preset), file).model_copy(update={"latent": True})
         return Start(source, path, None, source.canvas_size[1] / source.canvas_size[0])
 
     def _aspect(self, source: Source, level: Pixels | None, preset: Preset) -> float | None:
@@ -186,7 +195,7 @@ def gather_files(flags: RefineFlags) -> Pictures:
     if not flags.arguments:
         raise UsageError("no picture and no latent was given", hint="sdxl refine outputs/00001-7-a-cat.png")
     paths = tuple(path for argument in flags.arguments for path in _matches(argument))
-    return Pictures(paths, tuple(flags.prompts or ()), flags)
+    return Pictures(paths, tuple(flags.prompts or ()), flags, REFINE_STRENGTH)
 
 
 def recorded_prompt(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from sdxl_cli.console import counted
 from sdxl_cli.flags import DrawFlags, Memory
 from sdxl_cli.places import models_folders, pull_hint
-from sdxl_core.checkpoints.check import check_model
+from sdxl_core.checkpoints.check import check_model, differences
 from sdxl_core.checkpoints.detect import detect
 from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.header import read_header
@@ -15,7 +15,7 @@ from sdxl_core.checkpoints.markers import adapt_model, read_markers
 from sdxl_core.diffusion.samplers import looks_back
 from sdxl_core.errors import CheckpointError, UsageError
 from sdxl_core.plan import Plan
-from sdxl_core.presets import Preset, load_preset
+from sdxl_core.presets import Preset, list_presets, load_preset
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,24 @@ def resolve_refiner(flags: DrawFlags, preset: Preset) -> Refiner | None:
         check_model(header, refiner.model, {})
     model, _ = adapt_model(refiner.model, read_markers(header), refiner.recipe.prediction, refiner.recipe.shift)
     return Refiner(replace(refiner, model=model), path)
+
+
+def refiner_in(file: str) -> str | None:
+    """The preset of the refiner in a file, told from its header; None where it is no refiner that a preset describes.
+
+    Raises:
+        UsageError: several presets describe it.
+        CheckpointError: it is missing or damaged.
+    """
+    found = detect(read_header(find_file(file, models_folders())))
+    models = {entry.name: load_preset(entry.name).model for entry in list_presets() if entry.kind == "model"}
+    refiners = {name: model for name, model in models.items() if model.kind == "refiner"}
+    names = [
+        name for name, model in refiners.items() if model.file_kind == found.kind and not differences(found, model)
+    ]
+    if len(names) > 1:
+        raise UsageError(f"{file} is the refiner of several presets: {', '.join(names)}", hint="name one: --preset")
+    return names[0] if names else None
 
 
 def _check_scores(flags: DrawFlags, preset: Preset) -> None:

@@ -1,5 +1,6 @@
 """`sdxl refine` on pictures and saved latents, with a refiner of SDXL's shape."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from support_cli import Sdxl
+from support_files import published_shapes, sparse_file
 
+import sdxl_core
 from sdxl_core.picture_files import read_record
+from sdxl_core.presets import shipped_file
 
 
 @pytest.fixture
@@ -102,6 +106,57 @@ def test_without_a_preset_it_is_the_refiner_of_what_drew_the_picture(sdxl: Sdxl,
     other = sdxl("refine", drawn, *quick)
     assert other.code == 4
     assert "sdxl pull sdxl-refiner-1.0" in other.err
+
+
+def test_any_other_model_goes_over_the_last_steps_too(sdxl: Sdxl, tiny_folder: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save("red.png")
+    base = ("red.png", "--prompt", "x", "--preset", tiny_folder / "tiny-base.toml", "--steps", 20)
+    assert "strength 0.15 of 20 steps: 3 steps" in sdxl("refine", *base, "--dry-run").err
+    assert "strength 0.5 of 20 steps" in sdxl("refine", *base, "--dry-run", "--strength", 0.5).err
+    printed = sdxl("refine", *base, "--print-config").out
+    assert "strength = 0.15" in printed
+    Path("mine.toml").write_text(f'base = "{tiny_folder / "tiny-base.toml"}"\n[recipe.source]\nstrength = 0.4\n')
+    assert "strength 0.4 of " in sdxl("refine", "red.png", "--prompt", "x", "--preset", "mine.toml", "--dry-run").err
+
+
+def test_a_refiners_file_is_known_by_its_header(sdxl: Sdxl, tmp_path: Path) -> None:
+    sparse_file(Path("mine.safetensors"), published_shapes("refiner"))
+    Image.new("RGB", (64, 64), "red").save("red.png")
+    argv = ("refine", "red.png", "--prompt", "x", "--dry-run", "--json", "--model")
+    told = [sdxl(*argv, file) for file in ("mine.safetensors", "micro-refiner.safetensors", "micro.safetensors")]
+    assert [json.loads(result.out)["plan"]["model"] for result in told] == [
+        "sdxl-refiner-1.0",
+        "micro-refiner",
+        "micro",
+    ]
+    presets = tmp_path / "XDG_CONFIG_HOME" / "sdxl" / "presets"
+    presets.mkdir(parents=True)
+    twin = shipped_file("models/micro-refiner.toml").read_text().replace('name = "micro-refiner"', 'name = "twin"')
+    (presets / "twin.toml").write_text(twin)
+    unsure = sdxl(*argv, "micro-refiner.safetensors")
+    assert (unsure.code, unsure.out) == (2, "")
+    assert "is the refiner of several presets: micro-refiner, twin" in unsure.err
+
+
+def test_the_record_names_the_file_that_parts_are_borrowed_from(sdxl: Sdxl) -> None:
+    quick = ("--seed", 1, "--device", "cpu", "--steps", 4)
+    drawn = sdxl("gen", "a cat", "--preset", "micro", "--refine", "share@step=3", *quick, "-o", "both.png")
+    alone = sdxl("refine", "both.png", "--save-latents", *quick, "-o", "alone.png")
+    weights = Path(sdxl_core.__file__).parent / "weights"
+    own, parts = (
+        hashlib.sha256((weights / f"{name}.safetensors").read_bytes()).hexdigest()
+        for name in ("micro-refiner", "micro")
+    )
+    records = [read_record(result.paths[0]).record or {} for result in (drawn, alone)]
+    found = [{file["role"]: file["sha256"] for file in record["weights"]} for record in records]
+    assert found == [
+        {"model": parts, "refiner": own, "refiner_parts": parts},
+        {"model": own, "model_parts": parts},
+    ]
+    assert f"model parts file  micro.safetensors sha256 {parts}" in sdxl("inspect", "alone.png").out
+    again = sdxl("decode", "alone.latent.safetensors", "-o", "again.png")
+    assert "warning" not in again.err
+    assert Path("again.png").read_bytes() == Path("alone.png").read_bytes()
 
 
 def test_a_file_that_is_not_there_is_said_before_a_refiner_that_is_missing(sdxl: Sdxl) -> None:
