@@ -155,8 +155,9 @@ def _load(run: Run, model_path: Path, flags: DrawFlags, view: View) -> "TwoModel
         models = TwoModels(base)
     else:
         dtype = resolve_dtype(plan.dtype, device)
-        residence, _ = resolve_residence(flags, model_path, refiner.path, device, dtype)
-        second = partial(load, refiner.preset.model, refiner.path)
+        pair = (run.preset.model, model_path), (refiner.preset.model, refiner.path)
+        residence, _ = resolve_residence(flags, *pair, device, dtype)
+        second = partial(load, *pair[1])
         models = TwoModels(base, lambda first_stage: second(first_stage=first_stage), residence)
     models.base()
     return models

@@ -147,7 +147,8 @@ def _refiner(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
 
     device = resolve_device(flags.device)
     dtype = resolve_dtype(run.jobs[0].plan.dtype, device)
-    _, words = resolve_residence(flags, run.model_path, run.refiner.path, device, dtype)
+    pair = (run.preset.model, run.model_path), (model, run.refiner.path)
+    _, words = resolve_residence(flags, *pair, device, dtype)
     return [*facts, ("refiner file", str(run.refiner.path)), ("memory", words)]
 
 

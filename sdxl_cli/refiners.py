@@ -12,6 +12,7 @@ from sdxl_core.checkpoints.detect import detect
 from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.header import read_header
 from sdxl_core.checkpoints.markers import adapt_model, read_markers
+from sdxl_core.config import ModelConfig
 from sdxl_core.diffusion.samplers import looks_back
 from sdxl_core.errors import CheckpointError, UsageError
 from sdxl_core.plan import Plan
@@ -111,21 +112,24 @@ def describe_handover(plan: Plan) -> str:
 
 
 def resolve_residence(
-    flags: DrawFlags, model: Path, refiner: Path, device: "torch.device", dtype: "torch.dtype"
+    flags: DrawFlags,
+    first: tuple[ModelConfig, Path],
+    second: tuple[ModelConfig, Path],
+    device: "torch.device",
+    dtype: "torch.dtype",
 ) -> "tuple[Residence, str]":
-    """Where the resting model is, and why in words; free memory is looked at now."""
+    """Where the resting one of two models is, and why in words; free memory is looked at now."""
     from sdxl_core.devices import free_memory_bytes
     from sdxl_core.two_models import choose_residence, settled, weights_bytes
 
-    first = weights_bytes(model, dtype, first_stage=True)
-    second = weights_bytes(refiner, dtype, first_stage=False)
+    ours, theirs = (weights_bytes(*one, dtype, first_stage=one is first) for one in (first, second))
     asked = flags.memory.value
     residence = (
-        choose_residence(first, second, device)
+        choose_residence(ours, theirs, device)
         if flags.memory is Memory.auto
         else settled(cast("Residence", asked), device)
     )
     free = free_memory_bytes(device)
     left = "" if free is None else f", {free / 1e9:.2f} GB free on {device}"
     same = " (on the CPU offload is keep)" if flags.memory is Memory.offload and residence == "keep" else ""
-    return residence, f"{residence}{same}: weights of {first / 1e9:.2f} GB and {second / 1e9:.2f} GB{left}"
+    return residence, f"{residence}{same}: weights of {ours / 1e9:.2f} GB and {theirs / 1e9:.2f} GB{left}"

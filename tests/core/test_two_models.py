@@ -6,8 +6,10 @@ import pytest
 import torch
 from support_tiny import tiny_config, write_tiny_checkpoint
 
+import sdxl_core
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.models.autoencoder import AutoencoderKL
+from sdxl_core.presets import load_preset
 from sdxl_core.two_models import Load, Residence, TwoModels, choose_residence, settled, weights_bytes
 
 CPU = torch.device("cpu")
@@ -67,6 +69,15 @@ def test_the_estimate_is_the_weights(loads: tuple[Load, Load], tmp_path: Path) -
     engine = loads[0](None)
     parts = [engine.network, engine.conditioner]
     counted = sum(slot.numel() for part in parts for slot in part.state_dict().values())
-    estimate = weights_bytes(path, torch.bfloat16, first_stage=False)
+    estimate = weights_bytes(tiny_config(), path, torch.bfloat16, first_stage=False)
     assert estimate == pytest.approx(2 * counted, rel=0.01)
-    assert weights_bytes(path, torch.bfloat16, first_stage=True) > estimate
+    assert weights_bytes(tiny_config(), path, torch.bfloat16, first_stage=True) > estimate
+
+
+def test_the_estimate_counts_what_is_borrowed() -> None:
+    model, weights = load_preset("micro-refiner").model, Path(sdxl_core.__file__).parent / "weights"
+    engine = load_engine(model, weights / model.file.name, device=CPU, dtype="float32")
+    for first_stage, parts in ((False, ["network", "conditioner"]), (True, ["network", "conditioner", "first_stage"])):
+        counted = sum(slot.nbytes for part in parts for slot in getattr(engine, part).state_dict().values())
+        told = weights_bytes(model, weights / model.file.name, torch.float32, first_stage=first_stage)
+        assert told == pytest.approx(counted, rel=0.01)
