@@ -11,7 +11,8 @@ HEAD = """# Same seed, other picture
 Programs give one seed and one prompt different pictures for a few known reasons. This page is made from the program's
 own tables by `docs/make_compat_md.py`; a test compares the two. `sdxl gen --compat PROGRAM` (or `compat = "PROGRAM"` in
 a recipe) takes over what a program does, `--dry-run` lists every convention of a run beside its default, and the record
-of a picture has them all.
+of a picture has them all. `sdxl sigmas --compat PROGRAM --sampler NAME` shows the levels that a program makes of a
+schedule, and the timestep that it tells the network at each.
 
 ## What programs do
 

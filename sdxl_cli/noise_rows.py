@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdxl_core.compat import Snap
 from sdxl_core.config import DenoiserConfig
 from sdxl_core.diffusion.discretization import (
     TERMINAL_ALPHA_BARS,
     alpha_bars,
     linear_betas,
+    sigma_to_fractional_timestep,
     sigma_to_timestep,
     zero_terminal_alpha_bars,
 )
@@ -22,7 +24,7 @@ class NoiseRow:
     Args:
         index: its place, from 0.
         sigma: the level.
-        timestep: what the network is told there: an index of its table, or ln(sigma) / 4 where it has none, or for a
+        timestep: what the network is told there: a place in its table, or ln(sigma) / 4 where it has none, or for a
             flow 1000 times the share of noise. None at level 0, where no network is asked.
         alpha_bar: the share of signal, 1 / (1 + sigma^2).
         log_snr: ln(1 / sigma^2); None at level 0.
@@ -39,13 +41,16 @@ class NoiseRow:
     snr_db: float | None
 
 
-def noise_rows(sigmas: Sequence[float], denoiser: DenoiserConfig, levels: Sequence[float]) -> list[NoiseRow]:
+def noise_rows(
+    sigmas: Sequence[float], denoiser: DenoiserConfig, levels: Sequence[float], snap: Snap = "level"
+) -> list[NoiseRow]:
     """A row for every level of a list.
 
     Args:
         sigmas: decreasing.
         denoiser: of the model that walks them.
         levels: the model's own, ascending.
+        snap: what the network is told between two of them, see `Conventions`.
     """
     logs = [0.0 - 2 * math.log(sigma) if sigma > 0 else None for sigma in sigmas]  # 0 - 0 is 0, where -2 * 0 is -0
     rows = []
@@ -55,7 +60,7 @@ def noise_rows(sigmas: Sequence[float], denoiser: DenoiserConfig, levels: Sequen
             NoiseRow(
                 index=index,
                 sigma=sigma,
-                timestep=_told(sigma, denoiser, levels) if sigma > 0 else None,
+                timestep=_told(sigma, denoiser, levels, snap) if sigma > 0 else None,
                 alpha_bar=1 / (1 + sigma * sigma),
                 log_snr=log,
                 log_snr_step=None if log is None or following is None else following - log,
@@ -65,11 +70,15 @@ def noise_rows(sigmas: Sequence[float], denoiser: DenoiserConfig, levels: Sequen
     return rows
 
 
-def _told(sigma: float, denoiser: DenoiserConfig, levels: Sequence[float]) -> int | float:
+def _told(sigma: float, denoiser: DenoiserConfig, levels: Sequence[float], snap: Snap) -> int | float:
     if denoiser.scaling in ("edm", "edm_v"):
         return math.log(sigma) / 4
     if denoiser.scaling == "flow":
         return 1000 * sigma / (1 + sigma)
+    if snap == "none":
+        return sigma_to_fractional_timestep(sigma, levels)
+    if snap == "index":
+        return sigma_to_timestep(math.log(sigma), [math.log(level) for level in levels])
     return sigma_to_timestep(sigma, levels)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from sdxl_cli.options import parse_choice
 from sdxl_cli.prompts import STDIN
 from sdxl_core.config import DiscretizationConfig
-from sdxl_core.diffusion.levels import check_sigmas
-from sdxl_core.diffusion.schedules import ALIASES, MOST_STEPS, check_schedule
+from sdxl_core.diffusion.levels import MOST_STEPS, check_sigmas
+from sdxl_core.diffusion.schedules import ALIASES, check_schedule
 from sdxl_core.errors import ScheduleError, UsageError
 from sdxl_core.types import Option
 

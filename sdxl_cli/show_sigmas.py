@@ -13,19 +13,12 @@ from sdxl_cli.console import Console, has_colour, shorten
 from sdxl_cli.noise_rows import BetaRow, NoiseRow, beta_rows, noise_rows
 from sdxl_cli.plot import braille_plot, sparkline
 from sdxl_cli.tables import print_table
-from sdxl_cli.walks import (
-    DEFAULT_STEPS,
-    Walk,
-    cut_to_strength,
-    given_walk,
-    named_schedule,
-    resolve_walk,
-    shared_walks,
-    split_names,
-)
+from sdxl_cli.walks import DEFAULT_STEPS, Maker, Walk, given_schedule, named_schedule, shared_walks, split_names
+from sdxl_core.compat import WORDS, resolve_program
 from sdxl_core.config import DenoiserConfig, DiscretizationConfig
 from sdxl_core.diffusion.discretization import trained_levels, trained_range
 from sdxl_core.diffusion.handover import parse_handover
+from sdxl_core.diffusion.samplers import resolve_sampler
 from sdxl_core.diffusion.schedules import SCHEDULES, check_schedule, resolve_sigmas
 from sdxl_core.errors import UsageError
 from sdxl_core.output import write_whole
@@ -45,18 +38,18 @@ def show_levels(flags: SigmasFlags, console: Console) -> None:
         UsageError: a schedule, option or cut that cannot be.
         OutputError: a file that cannot be written.
     """
-    schedule, steps, denoiser = _asked(flags)
-    walks = _walks(flags, schedule, steps, denoiser, console)
+    schedule, steps, maker = _asked(flags)
+    walks, denoiser = _walks(flags, schedule, steps, maker, console), maker.denoiser
     levels = trained_levels(denoiser).tolist()
     highest = max(walk.sigmas[0] for walk in walks)
     if highest > levels[-1] * 1.001:
         console.warn(f"sigma {highest:.4g} is above {levels[-1]:.4g}, the highest level that the model was trained on")
     _draw(flags, lambda: _figure(walks, denoiser, levels))
-    rows = [noise_rows(walk.sigmas, denoiser, levels) for walk in walks]
+    rows = [noise_rows(walk.sigmas, denoiser, levels, walk.snap) for walk in walks]
     if flags.emit:
         console.data(",".join(map(_exact, walks[0].sigmas)))
     elif flags.as_json:
-        console.json(_document(flags, walks, rows, denoiser), indent=2)
+        console.json(_document(flags, walks, rows, maker), indent=2)
     elif flags.as_csv:
         _print_csv(console, flags, walks, rows)
     else:
@@ -75,7 +68,7 @@ def show_betas(flags: SigmasFlags, console: Console) -> None:
     """
     if flags.steps is not None and flags.steps < 1:
         raise UsageError(f"--steps must be at least 1, not {flags.steps}")
-    _, _, denoiser = _asked(flags)
+    denoiser = _asked(flags)[2].denoiser
     rows = beta_rows(denoiser)
     _draw(flags, lambda: _beta_figure(rows, denoiser))
     if flags.as_json:
@@ -124,17 +117,23 @@ def show_schedules(as_json: bool, console: Console) -> None:
         console.data(text if width is None else shorten(text, width))
 
 
-def _asked(flags: SigmasFlags) -> tuple[DiscretizationConfig, int | None, DenoiserConfig]:
-    """Schedule, steps and trained levels, by the flags or else by the preset."""
+def _asked(flags: SigmasFlags) -> tuple[DiscretizationConfig, int | None, Maker]:
+    """Schedule, steps, and what makes levels of them, by the flags or else by the preset."""
     schedule, steps, denoiser = (
         named_schedule("ddpm" if flags.kind is None else flags.kind, "--kind"),
         flags.steps,
         DenoiserConfig(),
     )
+    compat = None if flags.compat is None else resolve_program(flags.compat)
+    sampler = "euler" if flags.sampler is None else resolve_sampler(flags.sampler).name
     if flags.preset is not None:
         preset = load_preset(flags.preset)
         steps, denoiser = preset.recipe.steps if steps is None else steps, preset.model.denoiser
         schedule = preset.recipe.discretization if flags.kind is None else schedule
+        compat = preset.recipe.compat if compat is None else compat
+        sampler = preset.recipe.sampler.name if flags.sampler is None else sampler
+    if flags.sampler is not None and compat is None:
+        raise UsageError("--sampler belongs to --compat", hint="here no sampler has levels of its own")
     for option, value in (("rho", flags.rho), ("sigma_min", flags.sigma_min), ("sigma_max", flags.sigma_max)):
         if value is not None:
             check_schedule(schedule.name, {option: value})
@@ -142,32 +141,34 @@ def _asked(flags: SigmasFlags) -> tuple[DiscretizationConfig, int | None, Denois
     if flags.prediction is not None or flags.shift is not None:
         prediction = prediction_name(denoiser) if flags.prediction is None else resolve_prediction(flags.prediction)
         denoiser = predicting(denoiser, prediction, shift=flags.shift)
-    return schedule, steps, denoiser
+    return schedule, steps, Maker(denoiser, compat, sampler)
 
 
 def _walks(
-    flags: SigmasFlags, schedule: DiscretizationConfig, steps: int | None, denoiser: DenoiserConfig, console: Console
+    flags: SigmasFlags, schedule: DiscretizationConfig, steps: int | None, maker: Maker, console: Console
 ) -> list[Walk]:
     handover = None if flags.refine is None else parse_handover(flags.refine)
     if flags.sigmas is not None:
-        walks = [given_walk(flags.sigmas, steps, denoiser)]
-    else:
-        if steps is None:
-            steps = (handover and handover.steps) or DEFAULT_STEPS
-        names = [] if flags.compare is None else split_names(flags.compare)
-        if len(names) > len(_ANSI):
-            raise UsageError(f"--compare takes at most {len(_ANSI)} schedules, not {len(names)}")
-        schedules = [named_schedule(name, "--compare") for name in names] or [schedule]
-        walks = [resolve_walk(each, steps, denoiser) for each in schedules]
+        schedule, steps = given_schedule(flags.sigmas, steps)
+    elif steps is None:
+        steps = (handover and handover.steps) or DEFAULT_STEPS
+    names = [] if flags.compare is None else split_names(flags.compare)
+    if len(names) > len(_ANSI):
+        raise UsageError(f"--compare takes at most {len(_ANSI)} schedules, not {len(names)}")
+    schedules = [named_schedule(name, "--compare") for name in names] or [schedule]
+    if maker.compat is not None:
+        conventions = maker.conventions(schedules[0])
+        said = [WORDS[name][getattr(conventions, name)] for name in ("drop_penultimate", "snap")]
+        console.note(f"as {maker.compat} with {maker.sampler}: {'; '.join(said)}")
     if flags.strength is not None:
-        walks = [cut_to_strength(walk, flags.strength, console) for walk in walks]
-    if handover is not None:
-        walks = shared_walks(walks[0], handover, denoiser, console)
-    return walks
+        walks = [maker.end(each, steps, flags.strength, console) for each in schedules]
+    else:
+        walks = [maker.walk(each, steps) for each in schedules]
+    return walks if handover is None else shared_walks(walks[0], handover, maker.denoiser, console)
 
 
 def _document(
-    flags: SigmasFlags, walks: Sequence[Walk], rows: Sequence[Sequence[NoiseRow]], denoiser: DenoiserConfig
+    flags: SigmasFlags, walks: Sequence[Walk], rows: Sequence[Sequence[NoiseRow]], maker: Maker
 ) -> dict[str, Any]:
     lists = [
         {
@@ -179,7 +180,13 @@ def _document(
         }
         for walk, levels in zip(walks, rows, strict=True)
     ]
-    asked = {"prediction": prediction_name(denoiser), "strength": flags.strength, "refine": flags.refine}
+    asked = {
+        "prediction": prediction_name(maker.denoiser),
+        "compat": maker.compat,
+        "sampler": maker.compat and maker.sampler,
+        "strength": flags.strength,
+        "refine": flags.refine,
+    }
     said = {key: value for key, value in asked.items() if value is not None}
     return {**lists[0], **said} if len(lists) == 1 else {**said, "lists": lists}
 

@@ -306,6 +306,7 @@ def build_plan(
         UsageError: a value that cannot be honoured, with what could be instead.
     """
     model, recipe = preset.model, preset.recipe
+    rules = recipe.compat, recipe.sampler.name
     texts = {"prompt": prompt, "prompt_2": prompt_2, "negative": recipe.negative, "negative_2": negative_2}
     check_texts(texts, allow_empty_prompt=allow_empty_prompt)
     check_seed(seed)
@@ -324,7 +325,7 @@ def build_plan(
         negative_2=negative_2,
         empty_negative=empty_negative(recipe.compat, model.kind),
         compat=recipe.compat,
-        conventions=conventions_of(recipe.compat, recipe.sampler.name, recipe.discretization.name),
+        conventions=conventions_of(*rules, recipe.discretization.name),
         seed=seed,
         size=size,
         original_size=recipe.original_size or size,
@@ -334,7 +335,7 @@ def build_plan(
         negative_aesthetic_score=_score(preset, refiner, "negative_aesthetic_score"),
         steps=_steps(preset, second),
         sampler=recipe.sampler,
-        discretization=as_program(recipe, model.denoiser),
+        discretization=as_program(*rules, recipe.discretization, recipe.steps, model.denoiser),
         guider=_guider(preset),
         denoiser=model.denoiser,
         **model.first_stage.model_dump(include={"scale_factor", "latent_mean", "latent_std"}),

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sdxl_core.config import Config, ModelConfig, Positive, SourceConfig
-from sdxl_core.errors import ScheduleError, UsageError
+from sdxl_core.diffusion.levels import steps_of_whole
+from sdxl_core.errors import UsageError
 
-LONGEST_SCHEDULE = 1000
 _SAME_SHAPE = 0.02  # in ln(width / height): what rounding does to a mask of another size
 
 Margin = Annotated[int, Field(ge=0, le=16384)]
@@ -90,14 +90,7 @@ class Source(Config):
         """
         if not (exact or self.how.steps_exact):
             return steps
-        total = max(steps, math.floor(min(steps / self.strength, 1e9) + 1e-9))
-        if total > LONGEST_SCHEDULE:
-            raise ScheduleError(
-                f"{steps} steps at strength {self.strength:g} are the end of a schedule of {total} steps, "
-                f"and {LONGEST_SCHEDULE} are the most",
-                hint="take fewer steps or more strength",
-            )
-        return total
+        return steps_of_whole(steps, self.strength)
 
 
 def build_source(

@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from sdxl_cli.completion import complete_prediction, complete_preset, complete_schedule
+from sdxl_cli.completion import (
+    complete_prediction,
+    complete_preset,
+    complete_program,
+    complete_sampler,
+    complete_schedule,
+)
 from sdxl_cli.console import Console
 from sdxl_cli.flags import takes, value
 from sdxl_cli.options import Json, flag
@@ -19,6 +25,7 @@ EPILOG = """
   sdxl sigmas --kind edm --rho 7 --steps 20
   sdxl sigmas --compare karras,beta,align_your_steps --steps 12 --png levels.png
   sdxl sigmas --kind karras --refine share@0.8
+  sdxl sigmas --kind beta --compat a1111 --sampler dpm_2
   sdxl sigmas --kind beta --steps 20 --emit | sdxl gen "a cat" --sigmas -
   sdxl sigmas --betas --csv > betas.csv"""
 
@@ -92,6 +99,26 @@ class SigmasFlags:
     shift: Annotated[
         float | None, value("--shift", metavar="S", help="Shift of a flow: every noise level times S.", panel=WHICH)
     ] = None
+    compat: Annotated[
+        str | None,
+        value(
+            "--compat",
+            metavar="PROGRAM",
+            help="As a1111, comfy, diffusers or sgm makes and takes them.",
+            panel=WHICH,
+            complete=complete_program,
+        ),
+    ] = None
+    sampler: Annotated[
+        str | None,
+        value(
+            "--sampler",
+            metavar="NAME",
+            help="With --compat: the sampler that walks them; euler if not given.",
+            panel=WHICH,
+            complete=complete_sampler,
+        ),
+    ] = None
     strength: Annotated[
         float | None,
         value("--strength", metavar="S", help="The last levels, as a picture of that strength takes them.", panel=CUT),
@@ -150,6 +177,7 @@ def _check(flags: SigmasFlags) -> None:
         "--kind": flags.kind is not None,
         "--compare": flags.compare is not None,
         "--sigmas": flags.sigmas is not None,
+        "--compat": flags.compat is not None,
         "--strength": flags.strength is not None,
         "--refine": flags.refine is not None,
         "--json": flags.as_json,
@@ -157,7 +185,7 @@ def _check(flags: SigmasFlags) -> None:
         "--emit": flags.emit,
     }
     for first, *others in (
-        ("--betas", "--kind", "--compare", "--sigmas", "--strength", "--refine", "--emit"),
+        ("--betas", "--kind", "--compare", "--sigmas", "--compat", "--strength", "--refine", "--emit"),
         ("--kind", "--compare", "--sigmas"),
         ("--compare", "--sigmas", "--refine", "--emit"),
         ("--strength", "--refine"),

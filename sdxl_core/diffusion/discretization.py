@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sdxl_core.compat import StrengthRule
 from sdxl_core.config import DenoiserConfig
-from sdxl_core.diffusion.levels import check_sigmas
+from sdxl_core.diffusion.levels import check_sigmas, check_strength
 from sdxl_core.errors import ScheduleError
 
 Float64 = NDArray[np.float64]
@@ -221,13 +221,12 @@ def last_levels(sigmas: Sequence[float], strength: float, rule: StrengthRule = "
     Args:
         sigmas: n + 1 decreasing levels.
         strength: above 0, at most 1; the steps are n x strength, rounded down, and at least one.
-        rule: how programs round, see `Conventions`; of an exact schedule see `Source.schedule_steps`.
+        rule: how programs round, see `Conventions`; of an exact schedule see `steps_of_whole`.
 
     Raises:
         ScheduleError: strength is not in (0, 1].
     """
-    if not 0 < strength <= 1:
-        raise ScheduleError(f"a strength must be above 0 and at most 1, not {strength}")
+    check_strength(strength)
     n = len(sigmas) - 1
     steps = {
         "share": math.floor(n * strength + 1e-9),  # 0.29 x 100 is 28.999999999999996

@@ -15,9 +15,19 @@ from PIL import Image
 from support_cli import Sdxl
 from support_closed_form import legacy_ddpm
 
+from sdxl_core.compat import PROGRAMS
 from sdxl_core.config import DenoiserConfig, DiscretizationConfig
-from sdxl_core.diffusion.discretization import alpha_bars, edm, last_levels, linear_betas, trained_levels
+from sdxl_core.diffusion.discretization import (
+    alpha_bars,
+    edm,
+    last_levels,
+    linear_betas,
+    sigma_to_fractional_timestep,
+    trained_levels,
+)
 from sdxl_core.diffusion.schedules import SCHEDULES, resolve_sigmas
+from sdxl_core.plan import build_plan
+from sdxl_core.presets import load_preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -220,6 +230,66 @@ def test_a_figure_replaces_no_file_unasked(sdxl: Sdxl) -> None:
     assert Image.open(io.BytesIO(Path("levels.png").read_bytes())).format == "PNG"
 
 
+@pytest.mark.parametrize("sampler", ["euler", "dpm_2", "uni_pc"])
+@pytest.mark.parametrize("kind", ["beta", "karras", "leading"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_makes_the_levels_that_gen_walks_for_it(sdxl: Sdxl, program: str, kind: str, sampler: str) -> None:
+    flags = {"compat": program, "discretization": {"name": kind}, "sampler": {"name": sampler}, "steps": 7}
+    plan = build_plan(load_preset("sdxl-base-1.0", overrides={f"recipe.{key}": v for key, v in flags.items()}), "a cat")
+    line = ["sigmas", "--kind", kind, "--compat", program, "--sampler", sampler, "--steps", "7", "--json"]
+    result = sdxl(*line)
+    document = json.loads(result.out)
+    assert [level["sigma"] for level in document["levels"]] == list(plan.sigmas())
+    assert (document["compat"], document["sampler"], document["kind"]) == (program, sampler, plan.discretization.name)
+    assert f"as {program} with {sampler}: " in result.err
+
+
+@pytest.mark.parametrize(
+    ("program", "strength", "sigmas"),
+    [
+        ("comfy", "0.5", levels("karras", 20)[-11:]),  # all of them, of a schedule that is twice as long
+        ("a1111", "1", levels("karras", 10)[-10:]),  # never from the first
+        (
+            "diffusers",
+            "0.29",
+            levels("karras", 10, sigma_min=levels("leading", 10)[-2], sigma_max=levels("leading", 10)[0])[-3:],
+        ),
+        ("sgm", "0.5", levels("karras", 10)[-5:]),  # int(11 x 0.5) levels
+    ],
+)
+def test_a_program_cuts_by_its_own_rule(sdxl: Sdxl, program: str, strength: str, sigmas: list[float]) -> None:
+    line = ["sigmas", "--kind", "karras", "--steps", "10", "--compat", program, "--strength", strength, "--json"]
+    assert [level["sigma"] for level in json.loads(sdxl(*line).out)["levels"]] == sigmas
+
+
+def test_a_program_says_what_the_network_is_told(sdxl: Sdxl) -> None:
+    table = trained_levels(DenoiserConfig()).astype(float)
+    below, above = table[998:]
+    sigma = (math.sqrt(below * above) + (below + above) / 2) / 2  # nearer to the lower one, but not in its logarithm
+
+    def told(*flags: str) -> float:
+        document = json.loads(sdxl("sigmas", "--sigmas", f"{sigma},0", "--json", *flags).out)
+        assert document["levels"][1]["timestep"] is None
+        return float(document["levels"][0]["timestep"])
+
+    assert told() == told("--compat", "sgm") == 998
+    assert told("--compat", "comfy") == 999
+    assert told("--compat", "a1111") == pytest.approx(sigma_to_fractional_timestep(sigma, table), abs=1e-3)
+    assert 998.4 < told("--compat", "a1111") < 998.6
+
+
+def test_a_preset_of_another_program_is_walked_as_gen_walks_it(sdxl: Sdxl) -> None:
+    Path("mine.toml").write_text(
+        'base = "sdxl-base-1.0"\n[recipe]\nsteps = 6\ncompat = "a1111"\n'
+        '[recipe.sampler]\nname = "dpm_2"\n[recipe.discretization]\nname = "beta"\n',
+        encoding="utf-8",
+    )
+    plan = build_plan(load_preset("./mine.toml"), "a cat")
+    document = json.loads(sdxl("sigmas", "--preset", "./mine.toml", "--json").out)
+    assert [level["sigma"] for level in document["levels"]] == list(plan.sigmas())
+    assert document["schedule"] == "beta_a1111"
+
+
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
@@ -258,6 +328,11 @@ def test_a_figure_replaces_no_file_unasked(sdxl: Sdxl) -> None:
         (["--betas", "--prediction", "flow"], "trained without a beta schedule"),
         (["--betas", "--kind", "karras"], "--betas and --kind exclude each other"),
         (["--preset", "sdxl-bas"], "sdxl-bas"),
+        (["--compat", "comfyui"], "unknown program 'comfyui'; did you mean comfy?"),
+        (["--compat", "comfy", "--sampler", "eular"], "unknown sampler 'eular'; did you mean euler?"),
+        (["--sampler", "dpm_2"], "--sampler belongs to --compat"),
+        (["--compat", "comfy", "--steps", "600", "--strength", "0.5"], "the end of a schedule of 1200 steps"),
+        (["--compat", "a1111", "--betas"], "--betas and --compat exclude each other"),
         (["--json", "--csv"], "--json and --csv exclude each other"),
         (["--png", "levels.pdf"], "does not end in .png"),
         (["--svg", "levels.png"], "does not end in .svg"),

@@ -13,7 +13,7 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from sdxl_core.config import DenoiserConfig, DiscretizationConfig
-from sdxl_core.diffusion.levels import check_sigmas
+from sdxl_core.diffusion.levels import MOST_STEPS, check_sigmas
 from sdxl_core.diffusion.options import Allowed, Between, Numbers, OneOf, Positive, check_row_options, options_of
 from sdxl_core.diffusion.schedules import by_formula, by_search, by_timestep
 from sdxl_core.diffusion.schedules.gits import CHOSEN
@@ -98,8 +98,6 @@ def explicit(table: Table, n: int, *, sigmas: tuple[float, ...] = ()) -> Sequenc
         )
     return sigmas
 
-
-MOST_STEPS = 1000
 
 _ENDS: dict[str, Allowed] = {"sigma_min": Positive(), "sigma_max": Positive()}
 _RHO: dict[str, Allowed] = {"rho": Positive()}
