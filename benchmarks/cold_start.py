@@ -1,19 +1,49 @@
-"""From a cold shell to a picture on disk: the whole command, and where its time goes.
+"""From a cold shell to a picture on disk, the whole command as a user waits for it; and where its time goes.
 
-    python benchmarks/cold_start.py [--model FILE] [--runs 5]
+    PYTHONPATH=. python benchmarks/cold_start.py [--preset sdxl-base-1.0 --model FILE] [--parts]
 
-The command is timed from outside, as a user waits for it. The parts are timed once each in fresh processes; they do
-not sum up exactly, since the command overlaps nothing but shares imports between them.
+diffusers' side is the shortest script that draws the same picture: it imports, loads a folder of the same weights,
+draws and saves. The parts are timed in fresh processes of their own; they do not sum up to the whole.
 """
 
 import argparse
-import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from bench.command import ROOT, Benchmark, device_of, model_of, options, run
+from bench.figures import Facts, Load
+from bench.models import EVERYTHING, Model, our_engine, prompt_of, their_facts, their_pipeline
+from bench.turns import Contender, Run
+from picture import Pictures
+from PIL import Image
+
+from sdxl_core.diffusion.discretization import legacy_ddpm_timesteps
+
+if TYPE_CHECKING:
+    from bench.machine import Clock
+
+THEIRS = """
+import sys
+import torch
+from diffusers import StableDiffusionXLPipeline
+folder, dtype, device, prompt, seed, size, guidance, timesteps, out = sys.argv[1:]
+width, height = map(int, size.split("x"))
+pipe = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(device)
+pipe.set_progress_bar_config(disable=True)
+picture = pipe(
+    prompt, height=height, width=width, guidance_scale=float(guidance), timesteps=list(map(int, timesteps.split(","))),
+    generator=torch.Generator().manual_seed(int(seed)),
+).images[0]
+picture.save(out)
+"""
 
 PARTS = """
 import time
@@ -25,7 +55,7 @@ import torch; mark("import torch")
 import sdxl_core.engine, sdxl_core.pipeline; mark("import the engine")
 from sdxl_core.plan import build_plan
 from sdxl_core.presets import load_preset
-preset = load_preset("micro")
+preset = load_preset(PRESET)
 plan = build_plan(preset, "a cat", seed=1); mark("plan")
 engine = sdxl_core.engine.load_engine(preset.model, MODEL); mark("load the weights")
 with torch.inference_mode():
@@ -33,40 +63,92 @@ with torch.inference_mode():
 mark("encode the prompt")
 for step in sdxl_core.pipeline.sample(engine, [plan]):
     if step.index == 0: mark("first step, with the prompt encoded once more")
-mark("the other 29 steps")
+mark("the other steps")
 pictures = sdxl_core.pipeline.decode(engine, step.x); mark("decode")
 for (_, before), (name, after) in zip(marks, marks[1:]):
     print(f"{after - before:.3f}\\t{name}")
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="micro's weights; default: those in the package")
-    parser.add_argument("--runs", type=int, default=5)
-    args = parser.parse_args()
-    model = args.model or Path(__file__).parent.parent / "sdxl_core" / "weights" / "micro.safetensors"
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """A process for a picture, its imports and the loading included; peak memory is all that the largest one had."""
 
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "sdxl_cli", "gen", "a cat", "--preset", "micro", "--model", str(model)]
-        seconds = []
-        for run in range(args.runs + 1):
-            began = time.perf_counter()
-            subprocess.run([*command, "-o", f"{folder}/{run}.png"], check=True, capture_output=True)
-            seconds.append(time.perf_counter() - began)
-    print(f"cores {os.cpu_count()}, first run {seconds[0]:.2f} s, then median of {args.runs}: ", end="")
-    print(f"{statistics.median(seconds[1:]):.2f} s (fastest {min(seconds[1:]):.2f}, slowest {max(seconds[1:]):.2f})\n")
+    model: Model
+    device: str
 
-    script = PARTS.replace("MODEL", repr(str(model)))
-    runs = [_parts(script) for _ in range(args.runs)]
-    print("| seconds (median) | part |\n| --- | --- |")
-    for i, (_, name) in enumerate(runs[0]):
-        print(f"| {statistics.median(run[i][0] for run in runs):.3f} | {name} |")
+    def work(self) -> Mapping[str, Load]:
+        return Pictures(self.model, self.device).work()
+
+    def prepare(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
+        height, width = self.model.size
+        size, scale = f"{width}x{height}", f"{self.model.plan(0).guider.scale:g}"
+        scratch = tempfile.TemporaryDirectory()
+        out = Path(scratch.name) / "out.png"
+        if contender.name == "ours":
+            _, facts = our_engine(self.model, contender.dtype, self.device, *EVERYTHING)
+        else:
+            pipeline = their_pipeline(self.model, contender.dtype, "cpu")
+            pipeline.save_pretrained(scratch.name)
+            parts = {name: getattr(pipeline, name) for name in pipeline.components if hasattr(pipeline, name)}
+            facts = their_facts(parts)
+        timesteps = ",".join(map(str, legacy_ddpm_timesteps(self.model.steps)))
+
+        def command(seed: int) -> list[str]:
+            if contender.name == "ours":
+                recipe = ["--sampler", "euler", "--schedule", "legacy_ddpm", "--steps", str(self.model.steps)]
+                machine = ["--dtype", contender.dtype, "--device", self.device, "--overwrite", "--quiet"]
+                model = ["--preset", self.model.preset, "--model", str(self.model.file), "--guidance", scale]
+                picture = ["--seed", str(seed), "--size", size, "-o", str(out)]
+                return ["-m", "sdxl_cli", "gen", prompt_of(seed), *model, *recipe, *machine, *picture]
+            told = [contender.dtype, self.device, prompt_of(seed), str(seed), size, scale, timesteps, str(out)]
+            return ["-c", THEIRS, scratch.name, *told]
+
+        def start(seed: int) -> Any:
+            with clock:
+                done = subprocess.run([sys.executable, *command(seed)], cwd=ROOT, capture_output=True, text=True)
+            clock.child_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+            if done.returncode:
+                raise RuntimeError(done.stderr[-300:])
+            with Image.open(out) as picture:
+                return np.asarray(picture) / np.float32(127.5) - 1
+
+        return facts, start
+
+
+def parts_table(model: Model, runs: int) -> str:
+    """Where the time of our command goes, with the sampler of the preset."""
+    script = PARTS.replace("MODEL", repr(str(model.file))).replace("PRESET", repr(model.preset))
+    found = [_parts(script) for _ in range(runs)]
+    lines = ["| seconds (median) | part |", "|---|---|"]
+    for i, (_, name) in enumerate(found[0]):
+        lines.append(f"| {statistics.median(part[i][0] for part in found):.3f} | {name} |")
+    return "\n".join(lines)
 
 
 def _parts(script: str) -> list[tuple[float, str]]:
-    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-c", script]
+    out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [(float(line.split("\t")[0]), line.split("\t")[1]) for line in out.splitlines()]
+
+
+def benchmarks(args: argparse.Namespace) -> list[Benchmark]:
+    model, device = model_of(args), device_of(args)
+    place = f"{model.preset} at {model.size[1]}x{model.size[0]}, {model.steps} guided steps of Euler"
+    name = f"cold-{model.preset}-{device.split(':')[0]}"
+    title = f"From a cold shell to a PNG on disk, weights in the page cache, {place}"
+    return [Benchmark(name, title, Cold(model, device), ("ours", "diffusers"))]
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--parts", action="store_true", help="only where the time of our command goes")
+    args = parser.parse_args()
+    if args.parts:
+        print(parts_table(model_of(args), args.runs))
+        return
+    for benchmark in benchmarks(args):
+        run(benchmark, args)
 
 
 if __name__ == "__main__":

@@ -5,4 +5,4 @@ from pathlib import Path
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-sys.path[:0] = [str(BENCHMARKS / "micro"), str(BENCHMARKS / "samplers"), str(Path(__file__).parent)]
+sys.path[:0] = [str(BENCHMARKS / "micro"), str(BENCHMARKS / "samplers"), str(BENCHMARKS), str(Path(__file__).parent)]
