@@ -69,8 +69,12 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """Let a few statements end before a signal takes effect: what is written is also said. A second one kills."""
-    if threading.current_thread() is not threading.main_thread():
+    """Let a few statements end before a signal takes effect: what is written is also said. A second one kills.
+
+    Once a signal has come, the next one kills here as everywhere.
+    """
+    told = signal.getsignal(signal.SIGINT) is _stop_hard
+    if told or threading.current_thread() is not threading.main_thread():
         yield
         return
     pending: list[int] = []

@@ -1,34 +1,31 @@
 """Jobs to picture files: loads the model, samples batch by batch, writes each picture as soon as it is done."""
 
 import hashlib
-import platform
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sdxl_core
-from sdxl_cli.boundary import Stopped, finishing
+from sdxl_cli.boundary import Stopped
 from sdxl_cli.console import Console, counted, print_error, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
-from sdxl_cli.places import hash_cache
+from sdxl_cli.recording import Hashes, device_name
 from sdxl_cli.refiners import resolve_residence
 from sdxl_cli.reporters import View, open_view
+from sdxl_cli.writing import Background
 from sdxl_core.batching import batches, total_calls
 from sdxl_core.canvas import Canvas
-from sdxl_core.checkpoints.hashing import file_hash
-from sdxl_core.errors import CheckpointError, MemoryExhaustedError, NumericsError, SdxlError
+from sdxl_core.errors import MemoryExhaustedError, NumericsError, SdxlError
 from sdxl_core.latent_files import SavedLatent, encode_latent
 from sdxl_core.naming import Names
 from sdxl_core.output import NameTakenError, prepare_directory, write_whole
 from sdxl_core.picture_files import PictureError
 from sdxl_core.plan import Plan
 from sdxl_core.presets import parts_file
-from sdxl_core.records import Record, Role, Weights, encode_picture
+from sdxl_core.records import Record, Role, encode_picture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,29 +38,6 @@ if TYPE_CHECKING:
     from sdxl_core.types import Step
 
 SOME_FAILED = 3
-
-
-class Hashes:
-    """The sha256 of the weights' files, computed beside the sampling; a file that cannot be hashed has none."""
-
-    def __init__(self, files: Sequence[tuple[Role, Path]]) -> None:
-        self._files = files
-        self._found: dict[Path, str] = {}
-        # A daemon, so that an interrupted run need not wait for gigabytes to be read.
-        self._thread = threading.Thread(target=self._compute, daemon=True)
-        self._thread.start()
-
-    def _compute(self) -> None:
-        for _, path in self._files:
-            try:
-                self._found[path] = file_hash(path, cache=hash_cache())
-            except CheckpointError:
-                continue
-
-    def weights(self) -> tuple[Weights, ...]:
-        """Waits until all are known."""
-        self._thread.join()
-        return tuple(Weights(role=role, name=path.name, sha256=self._found.get(path)) for role, path in self._files)
 
 
 @dataclass(slots=True)
@@ -96,6 +70,17 @@ class _Sampled:
     def of(self, row: int) -> "_Sampled":
         """One picture of the batch."""
         return replace(self, latents=self.latents[row : row + 1], canvases=self.canvases[row : row + 1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A picture file, and what it took: model calls, and seconds without those that it waited."""
+
+    job: Job
+    path: Path
+    data: bytes
+    calls: int
+    seconds: float
 
 
 def draw(run: Run, flags: DrawFlags, console: Console) -> int:
@@ -172,12 +157,17 @@ class _Artist:
     view: View
     hashes: Hashes
     tally: _Tally
+    writer: Background[_Written] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "writer", Background(self._report))
 
     def draw_all(self) -> None:
         groups = list(self._groups())
         self.view.begin_run(self.tally.total, total_calls([[job.plan for job in group] for group in groups]))
-        for group in groups:
-            self._draw(group)
+        with self.writer:
+            for group in groups:
+                self._draw(group)
 
     def _groups(self) -> Iterator[tuple[Job, ...]]:
         """The jobs in batches."""
@@ -238,6 +228,7 @@ class _Artist:
         for step in steps:
             self.view.step(step.calls)
             calls += step.calls
+            self.writer.collect()
         return step.x, calls
 
     def _title(self, group: Sequence[Job]) -> str:
@@ -248,26 +239,23 @@ class _Artist:
         return f"{numbers} {group[0].plan.prompt}"
 
     def _finish(self, job: Job, sampled: "_Sampled") -> None:
-        began = time.monotonic()
-        record = None if self.flags.no_metadata else self._record(job.plan, sampled)
+        """Make the picture; what follows is left to the writer, which may not hold on to the model."""
+        began, engine = time.monotonic(), sampled.engine
+        record = partial(self.hashes.record, engine.stamp(job.plan), sampled.calls, device_name(engine))
         if self.flags.save_latents:
             job = self._keep_latent(job, sampled, record)
         picture = self._decode(job, sampled, record)
-        for canvas in sampled.canvases:
-            picture = canvas.finish(picture)
-        data = encode_picture(picture, self.run.names.destination.format, record)
-        with finishing():
-            path = self._write(job, data)
-            self.tally.done += 1
-            self._report(job, path, data, sampled.calls, sampled.seconds + time.monotonic() - began)
+        seconds = sampled.seconds + time.monotonic() - began
+        self.writer.submit(partial(self._write, job, picture, sampled.canvases, record, sampled.calls, seconds))
 
-    def _decode(self, job: Job, sampled: "_Sampled", record: Record | None) -> "Picture":
+    def _decode(self, job: Job, sampled: "_Sampled", record: Callable[[], Record]) -> "Picture":
         """The picture; where it cannot be made, the work of the sampler is not lost: the error says where it lies."""
         from sdxl_core.pipeline import decode
 
         try:
             return decode(sampled.engine, sampled.latents, decoding=job.plan.decoding, reporter=self.view)[0]
         except (NumericsError, MemoryExhaustedError) as error:
+            self.writer.wait()
             if not self.flags.save_latents:
                 job = self._keep_latent(job, sampled, record)
             kept = job.path.with_suffix(LATENT_SUFFIX)
@@ -275,25 +263,41 @@ class _Artist:
             error.hint = f"{error.hint}; 'sdxl decode {kept}' makes the picture of it"
             raise
 
-    def _keep_latent(self, job: Job, sampled: "_Sampled", record: Record | None) -> Job:
+    def _keep_latent(self, job: Job, sampled: "_Sampled", record: Callable[[], Record]) -> Job:
         """Write the latent beside where the picture goes; the job under the name that was free for both."""
         job = self._rename_if_taken(job)
         frame = sampled.canvases[0].frame if sampled.canvases else None
-        data = encode_latent(sampled.latents[0].float().cpu().numpy(), record, frame)
+        values, told = sampled.latents[0].float().cpu().numpy(), None if self.flags.no_metadata else record()
+        data = encode_latent(values, told, frame)
         write_whole(job.path.with_suffix(LATENT_SUFFIX), data, overwrite=self.flags.overwrite)
         return job
 
-    def _write(self, job: Job, data: bytes) -> Path:
-        """Under the promised name, or the next free one if another program took it meanwhile."""
-        directory = self.run.names.destination.directory
+    def _write(
+        self,
+        job: Job,
+        picture: "Picture",
+        canvases: Sequence[Canvas],
+        record: Callable[[], Record],
+        calls: int,
+        seconds: float,
+    ) -> _Written:
+        """Under the promised name, or the next free one if another program took it meanwhile; beside the next picture.
+
+        Names are handed out here alone while this runs.
+        """
+        made_by = None if self.flags.no_metadata else record()
+        began, names = time.monotonic(), self.run.names
+        for canvas in canvases:
+            picture = canvas.finish(picture)
+        data = encode_picture(picture, names.destination.format, made_by)
         while True:
             try:
-                write_whole(job.path, data, overwrite=self.flags.overwrite, within=directory)
-                return job.path
+                write_whole(job.path, data, overwrite=self.flags.overwrite, within=names.destination.directory)
+                return _Written(job, job.path, data, calls, seconds + time.monotonic() - began)
             except NameTakenError:
-                if self.flags.save_latents or not _counts(self.run.names):
+                if self.flags.save_latents or not _counts(names):
                     raise
-                job = replace(job, path=self.run.names.next(job.fields))
+                job = replace(job, path=names.next(job.fields))
 
     def _rename_if_taken(self, job: Job) -> Job:
         taken = any(path.exists() for path in (job.path, job.path.with_suffix(LATENT_SUFFIX)))
@@ -301,38 +305,20 @@ class _Artist:
             return job
         return replace(job, path=self.run.names.next(job.fields))
 
-    def _record(self, plan: Plan, sampled: "_Sampled") -> Record:
-        weights = self.hashes.weights()
-        stamped = sampled.engine.stamp(plan)
-        hashes = {w.role: w.sha256 for w in weights}
-        known: dict[str, object] = {"file_sha256": hashes["model"], "vae_sha256": hashes.get("vae")}
-        if plan.refiner is not None:
-            known["refiner"] = plan.refiner.model_copy(update={"file_sha256": hashes["refiner"]})
-        stamped = stamped.model_copy(update=known)
-        return Record(
-            software=f"sdxl {sdxl_core.__version__}",
-            plan=stamped,
-            sigmas=plan.sigmas(),
-            refiner_sigmas=plan.refiner_sigmas(),
-            switch=plan.switch(),
-            model_calls=sampled.calls,
-            weights=weights,
-            versions=_versions(),
-            device_name=_device_name(sampled.engine),
-        )
-
-    def _report(self, job: Job, path: Path, data: bytes, calls: int, seconds: float) -> None:
-        plan = job.plan
-        made = counted(calls, "model call", "model calls")
-        line = f"{self.tally.done}/{self.tally.total} seed {plan.seed}, {made}, {seconds:.1f} s"
+    def _report(self, written: _Written) -> None:
+        self.tally.done += 1
+        plan = written.job.plan
+        made = counted(written.calls, "model call", "model calls")
+        line = f"{self.tally.done}/{self.tally.total} seed {plan.seed}, {made}, {written.seconds:.1f} s"
         with self.view.hidden():
             self.console.note(f"{line}: {shorten(plan.prompt, 60)}")
             if self.flags.as_json:
-                self.console.json(_facts(job, path, data, seconds, self.flags.save_latents))
+                self.console.json(_facts(written, self.flags.save_latents))
             else:
-                self.console.data(str(path))
+                self.console.data(str(written.path))
 
     def _fail(self, job: Job, error: SdxlError) -> None:
+        self.writer.wait()  # so that the pictures before this one are said first
         self.tally.failures.append(error)
         number = self.run.jobs.index(job) + 1
         with self.view.hidden():
@@ -343,8 +329,8 @@ def _counts(names: Names) -> bool:
     return names.destination.template.has_fields
 
 
-def _facts(job: Job, path: Path, data: bytes, seconds: float, latents: bool) -> dict[str, Any]:
-    plan = job.plan
+def _facts(written: _Written, latents: bool) -> dict[str, Any]:
+    plan, path = written.job.plan, written.path
     return {
         "path": str(path),
         "seed": plan.seed,
@@ -356,24 +342,7 @@ def _facts(job: Job, path: Path, data: bytes, seconds: float, latents: bool) -> 
         "sampler": plan.sampler.name,
         "preset": plan.model,
         "refiner": None if plan.refiner is None else plan.refiner.model,
-        "seconds": round(seconds, 3),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "seconds": round(written.seconds, 3),
+        "sha256": hashlib.sha256(written.data).hexdigest(),
         "latent": str(path.with_suffix(LATENT_SUFFIX)) if latents else None,
     }
-
-
-def _versions() -> dict[str, str]:
-    import torch
-
-    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    if torch.version.cuda is not None and torch.cuda.is_available():
-        versions |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
-    return versions
-
-
-def _device_name(engine: "Engine") -> str:
-    import torch
-
-    if engine.device.type == "cuda":
-        return torch.cuda.get_device_name(engine.device)
-    return platform.machine()

@@ -1,7 +1,7 @@
 """A model in memory, ready to run: network, denoiser, conditioner and first stage on one device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +12,7 @@ from sdxl_core.checkpoints.check import check_keys, check_model, first_stage_pre
 from sdxl_core.checkpoints.header import Header, read_header
 from sdxl_core.checkpoints.load import Part, load_parts
 from sdxl_core.conditioning.conditioner import Conditioner
+from sdxl_core.conditioning.memory import TextMemory
 from sdxl_core.config import ModelConfig, borrowed_towers
 from sdxl_core.devices import dtype_name, memory_guard, require_memory, resolve_device, resolve_dtype
 from sdxl_core.diffusion.denoiser import Denoiser
@@ -45,6 +46,9 @@ class Engine:
         dtype: of network and text towers.
         first_stage_dtype: float32 beside float16, else `dtype`.
         attention: name of the network's attention backend.
+
+    Attributes:
+        texts: what the towers said of the last prompts.
     """
 
     config: ModelConfig
@@ -56,6 +60,7 @@ class Engine:
     dtype: torch.dtype
     first_stage_dtype: torch.dtype
     attention: str
+    texts: TextMemory = field(default_factory=TextMemory, init=False, repr=False)
 
     def predict(self, x_in: Tensor, c_noise: Tensor, cond: Conditioning, touch: Touch | None = None) -> Tensor:
         """Call the network in its dtype; a `Network` for the denoiser, which computes in float32.

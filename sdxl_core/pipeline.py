@@ -148,7 +148,8 @@ def walk(
 def condition(engine: Engine, plans: Sequence[Plan], *, uncond: bool) -> Prompts:
     """What the network is told, a row a plan; the unconditional side where it is wanted.
 
-    Every distinct prompt runs through the text towers once, by itself, so that its rows do not depend on the batch.
+    Every distinct prompt runs through the text towers once, by itself, so that its rows do not depend on the batch; the
+    engine remembers them for later batches.
     """
     said = [plan.requests() for plan in plans]
     parts = tuple(_encode(engine, [(request, False) for request, _ in part]) for part in zip(*said, strict=True))
@@ -226,11 +227,16 @@ def _latent_shape(engine: Engine, plan: Plan) -> tuple[int, int, int]:
 
 def _encode(engine: Engine, wanted: Sequence[tuple[ConditionRequest, bool]]) -> Conditioning:
     """A row for every (request, whether its text is zeros)."""
-    rows = {
-        (request, zero): engine.conditioner([request], force_zero=("txt",) if zero else ())
-        for request, zero in dict.fromkeys(wanted)
-    }
+    rows = {(request, zero): _row(engine, request, zero) for request, zero in dict.fromkeys(wanted)}
     return Conditioning.cat([rows[key] for key in wanted]).to(engine.device, engine.dtype)
+
+
+def _row(engine: Engine, request: ConditionRequest, zero: bool) -> Conditioning:
+    conditioner = engine.conditioner
+    if zero:
+        told: Conditioning = conditioner([request], force_zero=("txt",))
+        return told
+    return conditioner.assemble(engine.texts.encode(conditioner, request), conditioner.numbers([request]))
 
 
 def _check_finite(step: Step, plans: Sequence[Plan], engine: Engine, count: int) -> None:

@@ -480,3 +480,17 @@ def test_decoding_reports_every_picture(engine: Engine) -> None:
     reporter = Recorder()
     decode(engine, torch.zeros(2, 4, 2, 2), reporter=reporter)
     assert reporter.tasks == [["decoding", 2, "pictures", 2, True]]
+
+
+def test_a_second_batch_of_the_same_prompts_runs_no_text_tower(engine: Engine) -> None:
+    plans = [plan_of(prompt="a hen", negative="fog", seed=seed) for seed in (1, 2)]
+    first = condition(engine, plans[:1], uncond=True)
+    runs: list[int] = []
+    hooks = [tower.register_forward_hook(lambda *_: runs.append(1)) for tower in engine.conditioner.towers]
+    second = condition(engine, plans, uncond=True)
+    other = condition(engine, [plan_of(prompt="a hen", size=(64, 64))], uncond=False)
+    for hook in hooks:
+        hook.remove()
+    assert runs == []
+    assert torch.equal(second.parts[0].crossattn[:1], first.parts[0].crossattn)
+    assert not torch.equal(other.parts[0].vector, first.parts[0].vector)
