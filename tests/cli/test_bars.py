@@ -1,6 +1,7 @@
 """What a person at a real terminal sees: bars that move and reach their end, and Ctrl-C that tidies up."""
 
 import codecs
+import contextlib
 import fcntl
 import os
 import pty
@@ -9,12 +10,14 @@ import select
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sdxl_cli.boundary import run
 from sdxl_core.diffusion.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +59,33 @@ def at_terminal(argv: list[str], folder: Path, react: Callable[[str], bytes]) ->
         os.close(primary)
 
 
+@pytest.fixture
+def here_at_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Run the program in this process, which has torch already, with its standard error on a pseudo-terminal."""
+
+    def call(*argv: object) -> tuple[int, str]:
+        primary, secondary = pty.openpty()
+        chunks: list[bytes] = []
+
+        def read() -> None:
+            with contextlib.suppress(OSError):  # the terminal's other end is closed
+                while chunk := os.read(primary, 65536):
+                    chunks.append(chunk)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setenv("TERM", "xterm-256color")
+        with open(secondary, "w", encoding="utf-8") as terminal, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", terminal)
+            code = run([str(argument) for argument in argv])
+        reader.join()
+        os.close(primary)
+        return code, b"".join(chunks).decode()
+
+    return call
+
+
 def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
@@ -88,6 +118,26 @@ def test_the_bar_of_a_sampler_that_finds_its_steps_on_the_way_ends_full(tmp_path
     assert made is not None
     assert f"{made[1]}/{made[1]} calls" in plain(seen)
     assert "100 %" in plain(seen)
+
+
+@pytest.mark.parametrize(
+    ("mode", "calls"),
+    [("share@0.8", 10), ("share@step=4", 10), ("share@sigma=0.4", 10), ("steps@8/10", 10), ("sdedit@0.3", 13)],
+)
+def test_one_bar_counts_the_calls_of_both_models_up_to_the_last(
+    here_at_terminal: Callable[..., tuple[int, str]], tiny_folder: Path, mode: str, calls: int
+) -> None:
+    presets = ["--preset", tiny_folder / "tiny-base.toml", "--refiner-preset", tiny_folder / "tiny-refiner.toml"]
+    presets += ["--device", "cpu", "--dtype", "fp32"]
+    code, seen = here_at_terminal("gen", "a cat", "--seed", "7", "--steps", "10", "--refine", mode, *presets)
+    assert code == 0
+    shown = re.findall(r"(\d+) %\s+(\d+)/(\d+) calls", plain(seen))
+    counts = [(int(percent), int(done), int(total)) for percent, done, total in shown]
+    assert counts == sorted(counts)
+    assert {total for *_, total in counts} == {calls}
+    assert counts[-1] == (100, calls, calls)
+    assert "decoding a cat" in plain(seen)
+    assert f"1/1 seed 7, {calls} model calls" in plain(seen)
 
 
 def test_ctrl_c_at_the_terminal(tmp_path: Path, tiny_folder: Path) -> None:
