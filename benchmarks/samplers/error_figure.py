@@ -36,7 +36,8 @@ def error_figure(panels: Sequence[Panel], title: str) -> list[Mark]:
     names = list(dict.fromkeys(name for panel in panels for name in panel.named if name in panel.curves))
     colours = dict(zip(names, PALETTE, strict=False))
     points = [point for panel in panels for curve in panel.curves.values() for point in curve]
-    across = min(calls for calls, _ in points), max(calls for calls, _ in points)
+    fewest = min(calls for calls, _ in points)
+    across = fewest, max(2 * fewest, *(calls for calls, _ in points))
     up = min(error for _, error in points) / 1.2, _MOST * 1.1
     marks: list[Mark] = [Label((_LEFT, 36), title, 24, _INK)]
     for number, panel in enumerate(panels):
@@ -108,6 +109,7 @@ def error_map(errors: Mapping[tuple[str, str], float], title: str) -> tuple[list
     """Errors by (row, column) as a table on colours, the best rows and columns first: marks, width and height."""
     rows, columns = (_best_first(errors, part) for part in (0, 1))
     low, high = (math.log(pick(min(error, _MOST) for error in errors.values())) for pick in (min, max))
+    spread = high - low or 1.0
     top, left = 60 + _COLUMN_NAMES, _ROW_NAMES + 20
     marks: list[Mark] = [Label((20, 32), title, 22, _INK)]
     for i, row in enumerate(rows):
@@ -116,7 +118,7 @@ def error_map(errors: Mapping[tuple[str, str], float], title: str) -> tuple[list
         for j, column in enumerate(columns):
             error = errors.get((row, column))
             if error is not None:
-                marks += _cell(left + j * _CELL, y, error, (math.log(min(error, _MOST)) - low) / (high - low))
+                marks += _cell(left + j * _CELL, y, error, (math.log(min(error, _MOST)) - low) / spread)
     for j, column in enumerate(columns):
         marks.append(
             Label((left + (j + 0.5) * _CELL, top - _COLUMN_NAMES / 2), column, 15, _INK, "middle", upright=True)

@@ -27,6 +27,11 @@ BESIDE = (("euler", "legacy_ddpm"), ("dpmpp_2m", "karras"))
 BESIDE_MICRO = (("uni_pc", "exponential"), ("uni_pc", "karras"), *reversed(BESIDE))
 SORTED_AT = 16  # calls; also those of the map
 GUIDED = "5"
+_MICRO_FIGURES = {
+    "micro_map.svg": f"Error of micro for every sampler and schedule with {SORTED_AT} calls",
+    "micro_samplers.svg": f"Error of micro against model calls for every sampler on {SCHEDULE_SHOWN}",
+    "micro_schedules.svg": "Error of micro against model calls for every schedule",
+}
 
 
 def runs_of(found: Mapping[str, Any]) -> list[Run]:
@@ -58,21 +63,32 @@ def _drawn(panels: Sequence[Panel], title: str) -> bytes:
     return to_svg(error_figure(panels, title), WIDTH, HEIGHT)
 
 
+def _figures(name: str, laws: Mapping[str, Sequence[Run]], guided: str) -> dict[str, bytes]:
+    """File name -> SVG: samplers at each scale of guidance, schedules at one, and all of both with one budget.
+
+    Curves only where a scale was measured with more than one number of calls.
+    """
+    title = "The mixture" if name == "mixture" else name
+    titles = {"1": "without guidance"}
+    found = {}
+    curves = {scale: runs for scale, runs in laws.items() if len({run.budget for run in runs}) > 1}
+    if curves:
+        samplers = [_samplers_panel(runs, titles.get(scale, f"guidance {scale}")) for scale, runs in curves.items()]
+        found[f"{name}_samplers.svg"] = _drawn(samplers, f"{title}: every sampler on {SCHEDULE_SHOWN}")
+    if guided in curves:
+        schedules = [
+            _schedules_panel(curves[guided], method, f"{method}, guidance {guided}") for method in METHODS_SHOWN
+        ]
+        found[f"{name}_schedules.svg"] = _drawn(schedules, f"{title}: every schedule")
+    marks, width, height = error_map(
+        _by_pair(laws[guided], SORTED_AT), f"{title}, guidance {guided}: error in percent after {SORTED_AT} model calls"
+    )
+    return {**found, f"{name}_map.svg": to_svg(marks, width, height)}
+
+
 def mixture_figures(found: Mapping[str, Any]) -> dict[str, bytes]:
     """File name -> SVG."""
-    laws = {scale: runs_of(part) for scale, part in found.items()}
-    titles = {"1": "without guidance"}
-    samplers = [_samplers_panel(runs, titles.get(scale, f"guidance {scale}")) for scale, runs in laws.items()]
-    schedules = [_schedules_panel(laws[GUIDED], method, f"{method}, guidance {GUIDED}") for method in METHODS_SHOWN]
-    marks, width, height = error_map(
-        _by_pair(laws[GUIDED], SORTED_AT),
-        f"The mixture, guidance {GUIDED}: error in percent after {SORTED_AT} model calls",
-    )
-    return {
-        "mixture_samplers.svg": _drawn(samplers, f"The mixture: every sampler on {SCHEDULE_SHOWN}"),
-        "mixture_schedules.svg": _drawn(schedules, "The mixture: every schedule"),
-        "mixture_map.svg": to_svg(marks, width, height),
-    }
+    return _figures("mixture", {scale: runs_of(part) for scale, part in found.items()}, GUIDED)
 
 
 def mixture_text(found: Mapping[str, Any]) -> str:
@@ -110,25 +126,16 @@ def mixture_text(found: Mapping[str, Any]) -> str:
 
 
 def micro_figures(found: Mapping[str, Any]) -> dict[str, bytes]:
-    """File name -> SVG, of the walks with guidance."""
-    guidance, runs = _guided(found)
-    panels = [
-        _samplers_panel(runs, f"every sampler on {SCHEDULE_SHOWN}"),
-        _schedules_panel(runs, METHODS_SHOWN[1], f"every schedule with {METHODS_SHOWN[1]}"),
-    ]
-    marks, width, height = error_map(
-        _by_pair(runs, SORTED_AT), f"micro, guidance {guidance}: error in percent after {SORTED_AT} model calls"
-    )
-    return {
-        "micro.svg": _drawn(panels, f"micro, guidance {guidance}"),
-        "micro_map.svg": to_svg(marks, width, height),
-    }
+    """File name -> SVG."""
+    laws = {scale: runs_of(part) for scale, part in found["laws"].items()}
+    return _figures("micro", laws, next(iter(laws)))
 
 
 def micro_text(found: Mapping[str, Any], mixture: Mapping[str, Any]) -> str:
     """Figures and tables of the trained network, and how far the mixture foretells them."""
     laws = {scale: runs_of(part) for scale, part in found["laws"].items()}
-    guidance, guided = _guided(found)
+    guidance, guided = next(iter(laws.items()))  # the preset's own comes first
+    figures = micro_figures(found)
     budgets = sorted({run.budget for run in guided})
     own, *others = found["laws"][guidance]["presets"].items()
     effects = "; ".join(f"{name} {percent(error)} %" for name, error in found["effects"].items())
@@ -142,8 +149,7 @@ def micro_text(found: Mapping[str, Any], mixture: Mapping[str, Any]) -> str:
         f"seed i. The reference, {found['reference']}, is "
         f"{percent(found['laws'][guidance]['checked'])} % from {found['check']}. All errors are in percent.",
         *([f"Not every walk has been measured yet: {'; '.join(missing)}."] if missing else []),
-        f"![Error of micro against model calls]({FOLDER}/micro.svg)",
-        f"![Error of micro for every sampler and schedule with {SORTED_AT} calls]({FOLDER}/micro_map.svg)",
+        *(f"![{alt}]({FOLDER}/{name})" for name, alt in _MICRO_FIGURES.items() if name in figures),
         f"The nearest of all, guidance {guidance}, and the place of some that are well known:",
         error_tables.nearest(guided, budgets, BESIDE_MICRO),
         *(
@@ -166,12 +172,6 @@ def micro_text(found: Mapping[str, Any], mixture: Mapping[str, Any]) -> str:
         f"For comparison, how far two walks of {own[0]} are apart that differ in one thing alone: {effects}.",
     ]
     return "\n\n".join(parts)
-
-
-def _guided(found: Mapping[str, Any]) -> tuple[str, list[Run]]:
-    """The scale of guidance that is asked first, and its runs."""
-    scale = next(iter(found["laws"]))
-    return scale, runs_of(found["laws"][scale])
 
 
 def _by_pair(runs: Sequence[Run], budget: int) -> dict[tuple[str, str], float]:

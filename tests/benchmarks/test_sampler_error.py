@@ -208,7 +208,10 @@ def test_the_page_of_the_network_tells_what_it_is_and_every_error() -> None:
     assert "What the preset asks for, 20 steps, ends 1.2 % from the solution; beside it 30 steps 20 %." in text
     assert "is 0.020 % from 250 steps" in text
     assert "1.00 with 16 calls (4 walks)" in text
-    assert list(micro_figures(found)) == re.findall(r"samplers/(\w+[.]svg)", text)
+    named = re.findall(r"samplers/(\w+[.]svg)", text)
+    assert (
+        sorted(micro_figures(found)) == sorted(named) == ["micro_map.svg", "micro_samplers.svg", "micro_schedules.svg"]
+    )
 
 
 def test_walks_that_are_missing_are_counted() -> None:
@@ -218,6 +221,18 @@ def test_walks_that_are_missing_are_counted() -> None:
     text = micro_text(page_of_micro(runs, free=[]), mixture)
     assert f"Not every walk has been measured yet: guidance 1: 0 of {len(runs)}." in text
     assert "without guidance" not in text
+
+
+@pytest.mark.parametrize("budget", BUDGETS_ASKED)
+def test_a_run_that_was_stopped_has_figures_of_what_it_knows(budget: int) -> None:
+    methods = ["euler", *METHODS_SHOWN]
+    first = [Run(name, schedule, 16, 16, 16, 0.1) for schedule in SCHEDULES_ASKED for name in methods]
+    more = [] if budget == 16 else [Run("euler", "karras", budget, budget, budget, 0.05)]
+    found = page_of_micro([*first, *more], free=[])
+    curves = [] if budget == 16 else ["micro_samplers.svg", "micro_schedules.svg"]
+    assert sorted(micro_figures(found)) == sorted(["micro_map.svg", *curves])
+    named = re.findall(r"samplers/(\w+[.]svg)", micro_text(found, {"5": {"runs": []}}))
+    assert sorted(named) == sorted(micro_figures(found))
 
 
 def test_the_nearest_come_first_and_others_with_their_places() -> None:
