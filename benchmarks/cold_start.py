@@ -137,7 +137,7 @@ def benchmarks(args: argparse.Namespace) -> list[Benchmark]:
     place = f"{model.preset} at {model.size[1]}x{model.size[0]}, {model.steps} guided steps of Euler"
     name = f"cold-{model.preset}-{device.split(':')[0]}"
     title = f"From a cold shell to a PNG on disk, weights in the page cache, {place}"
-    return [Benchmark(name, title, Cold(model, device), ("ours", "diffusers"))]
+    return [Benchmark(name, title, Cold(model, device), ("ours", "diffusers"), pictures=1)]
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ class Loading:
     device: str
 
     def work(self) -> Mapping[str, Load]:
-        return {part: Load(0, reads=2) for part in EVERYTHING}
+        return {part: Load(0, calls=2) for part in EVERYTHING}
 
     def prepare(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
         return self._ours(contender, clock) if contender.name == "ours" else self._theirs(contender, clock)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.figures import to_json, to_markdown
+from bench.figures import Load, to_json, to_markdown
 from bench.turns import Contender, Result, Subject, measure
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,7 @@ class Benchmark:
         subject: what is measured.
         contenders: names of all that it knows, the peer among them.
         compared: whether results are held against float32.
+        pictures: that a run draws from the prompt on.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Benchmark:
     subject: Subject
     contenders: Sequence[str] = ("ours", "diffusers", "diffusers compiled")
     compared: bool = True
+    pictures: int = 0
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
@@ -116,10 +118,14 @@ def _dtypes(on_cuda: bool) -> list[str]:
     return ["float32", "bfloat16"] if has_native_bfloat16() else ["float32"]
 
 
+def _calls(load: Load) -> str:
+    return "1 call" if load.calls == 1 else f"{load.calls} calls"
+
+
 def _told(benchmark: Benchmark, result: Result, args: argparse.Namespace) -> str:
     work = benchmark.subject.work()
     copied = f"{result.rates.bytes_per_s / 1e9:.3g} GB/s"
-    parts = [f"{part} {load.flop / 1e12:.4g} TFLOP" for part, load in work.items() if load.flop]
+    parts = [f"{part} {load.flop / 1e12:.4g} TFLOP in {_calls(load)}" for part, load in work.items() if load.flop]
     rates = [f"{dtype} {rate / 1e12:.3g} TFLOP/s" for dtype, rate in result.rates.flop_per_s.items()]
     lines = [
         f"**{benchmark.title}.** {args.runs} runs after {args.warmup}, first seed {result.seed}"
@@ -127,6 +133,6 @@ def _told(benchmark: Benchmark, result: Result, args: argparse.Namespace) -> str
         + (f"Work of a run: {', '.join(parts)}. " if parts else "")
         + f"Rates: matrix product {', '.join(rates)}; copy {copied}. {result.machine}.",
         "",
-        to_markdown(result.rows, result.failures),
+        to_markdown(result.rows, result.failures, pictures=benchmark.pictures),
     ]
     return "\n".join(lines)

@@ -14,11 +14,11 @@ class Load:
 
     Args:
         flop: operations, two for a multiplication with its sum, of the networks as they are written.
-        reads: how often its weights are read at the least.
+        calls: how often it is asked; each call reads its weights once at the least.
     """
 
     flop: int
-    reads: int = 1
+    calls: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def floor_seconds(work: Mapping[str, Load], facts: Facts, rates: Rates) -> float
     total = 0.0
     for part, load in work.items():
         arithmetic = load.flop / rates.flop_per_s[facts.precision[part]] if load.flop else 0.0
-        total += max(arithmetic, load.reads * facts.weights_bytes[part] / rates.bytes_per_s)
+        total += max(arithmetic, load.calls * facts.weights_bytes[part] / rates.bytes_per_s)
     return total
 
 
@@ -160,9 +160,16 @@ _HEADER = (
 )
 
 
-def to_markdown(rows: Sequence[Row], failures: Sequence[Measured] = ()) -> str:
-    """The table; what could not be run stands below it, with the reason."""
-    lines = ["| " + " | ".join(_HEADER) + " |", "|" + "---|" * len(_HEADER)]
+def to_markdown(rows: Sequence[Row], failures: Sequence[Measured] = (), *, pictures: int = 0) -> str:
+    """The table; what could not be run stands below it, with the reason.
+
+    Args:
+        rows: a line each.
+        failures: a sentence each.
+        pictures: that a run draws; with any, a column tells how many there are in a second.
+    """
+    header = (*_HEADER, "pictures/s") if pictures else _HEADER
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         cells = (
             row.contender,
@@ -177,7 +184,8 @@ def to_markdown(rows: Sequence[Row], failures: Sequence[Measured] = ()) -> str:
             "" if row.error is None else f"{row.error:.1e}",
             "" if row.worst_error is None else f"{row.worst_error:.1e}",
         )
-        lines.append("| " + " | ".join(cells) + " |")
+        rate = (f"{pictures / row.median_s:.3g}",) if pictures else ()
+        lines.append("| " + " | ".join((*cells, *rate)) + " |")
     lines += [f"\n{measured.contender} was not measured: {measured.failure}" for measured in failures]
     return "\n".join(lines)
 

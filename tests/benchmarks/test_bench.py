@@ -24,7 +24,7 @@ from support_tiny import tiny_config, write_preset, write_tiny_checkpoint
 
 RATES = Rates({"float32": 1e9, "bfloat16": 4e9}, bytes_per_s=1e8)
 FACTS = Facts({"network": "bfloat16", "first stage": "float32"}, {"network": 1000, "first stage": 500})
-WORK = {"network": Load(8_000_000, reads=3), "first stage": Load(1_000_000)}
+WORK = {"network": Load(8_000_000, calls=3), "first stage": Load(1_000_000)}
 
 
 def measured(*seconds: float, **changes: Any) -> Measured:
@@ -35,7 +35,7 @@ def test_the_floor_is_the_longer_of_arithmetic_and_reading_part_by_part() -> Non
     assert floor_seconds(WORK, FACTS, RATES) == pytest.approx(8e6 / 4e9 + 1e6 / 1e9)
     slow = replace(RATES, bytes_per_s=1e5)
     assert floor_seconds(WORK, FACTS, slow) == pytest.approx(3 * 1000 / 1e5 + 500 / 1e5)
-    assert floor_seconds({"network": Load(0, reads=2)}, FACTS, RATES) == pytest.approx(2 * 1000 / 1e8)
+    assert floor_seconds({"network": Load(0, calls=2)}, FACTS, RATES) == pytest.approx(2 * 1000 / 1e8)
 
 
 def test_a_row_tells_medians_rates_and_ratios() -> None:
@@ -54,6 +54,9 @@ def test_what_could_not_be_run_is_told_with_its_reason() -> None:
     text = to_markdown([to_row(measured(0.002), WORK, RATES, None)], [Measured("theirs", failure="no compiler")])
     assert "| 2 ms |" in text
     assert text.endswith("theirs was not measured: no compiler")
+    counted = to_markdown([to_row(measured(0.5), WORK, RATES, None)], pictures=4)
+    assert counted.splitlines()[0].endswith("| pictures/s |")
+    assert counted.splitlines()[2].endswith("| 8 |")
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 
