@@ -8,14 +8,16 @@ from typing import Any
 
 import cold_start
 import first_stage
+import flops
 import guided_step
 import loading
 import numpy as np
 import picture
 import pytest
+import run_all
 import text_encoding
 import torch
-from bench.command import options, run
+from bench.command import ROOT, options, run
 from bench.figures import Facts, Load, Measured, Rates, floor_seconds, p90, relative_error, to_markdown, to_row
 from bench.machine import Clock, Memory, measure_rates
 from bench.models import Model
@@ -135,6 +137,26 @@ def test_rates_are_of_every_precision() -> None:
     rates = measure_rates(torch.device("cpu"), ("float32",), 0)
     assert math.isfinite(rates.flop_per_s["float32"])
     assert rates.bytes_per_s > 0
+
+
+def test_every_table_has_its_place_in_the_page() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    args = options(None).parse_args(["--device", "cpu"])
+    args.full = None
+    names = [benchmark.name for benchmark, _ in run_all.benchmarks(args)]
+    assert len(set(names)) == len(run_all.EVERYWHERE) + 1  # the first stage has two
+    places = [*names, *(name.replace("micro-cpu", "sdxl-base-1.0-cuda") for name in names), "step-sdxl-base-1.0-cpu"]
+    assert [name for name in places if f"<!-- {name}: begin -->\n" not in page] == []
+
+
+def test_a_table_of_arithmetic_sums_up_its_parts() -> None:
+    rows = {name: work for name, _, work in flops.table("micro", {"recipe.steps": 3}, refiner=True)}
+    names = list(rows)
+    parts = names[: names.index("a picture")]
+    assert sum(rows[name].total for name in parts) == rows["a picture"].total
+    assert {name.split()[0] for name in parts} == {"text", "network", "decode"}
+    assert len([name for name in parts if "micro-refiner" in name]) == 2
+    assert rows["one guided step"] == rows["one row of the network"] * 2
 
 
 @pytest.mark.slow
