@@ -21,7 +21,7 @@ from sdxl_cli.options import (
     parse_interval,
     parse_size,
 )
-from sdxl_cli.pictures import Pictures, Start, describe_strength, recorded_prompt, warn_of_size
+from sdxl_cli.pictures import Pictures, Start, describe_strength, recorded_prompts, warn_of_size
 from sdxl_cli.places import models_folders, pull_hint
 from sdxl_cli.prompts import STDIN, gather_prompts
 from sdxl_cli.refiners import Refiner, describe_handover, resolve_refiner
@@ -133,6 +133,9 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pict
     prompts = gather_prompts(asked, flags.prompts_file) if given else []
     _check_count(flags.count * max(len(prompts), 1) * (1 if pictures is None else len(pictures.paths)))
     destination = resolve_destination(flags.output, flags.format)
+    paths = () if pictures is None else pictures.paths
+    # Before a model is asked for, which may have to be fetched first.
+    texts = [prompts] * max(len(paths), 1) if given else [[prompt] for prompt in recorded_prompts(paths)]
     preset, model_path = _choose_model(flags, _overrides(flags, console, pictures), console)
     preset, predicts = _as_trained(preset, model_path, console)
     if pictures is None and preset.model.kind in ("inpaint", "edit"):
@@ -145,14 +148,10 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pict
         read_header(vae_path)
     refiner = resolve_refiner(flags, preset)
     starts = [None] if pictures is None else pictures.starts(preset, console)
-    wanted = [(prompt, start) for start in starts for prompt in prompts or _own_prompts(start)]
+    wanted = [(prompt, start) for start, own in zip(starts, texts, strict=True) for prompt in own]
     plans = _plans(flags, console, wanted, preset, model_path, vae_path, refiner)
     names, jobs = _name(plans, destination, flags)
     return Run(preset, predicts, model_path, vae_path, refiner, names, jobs)
-
-
-def _own_prompts(start: Start | None) -> list[str]:
-    return [] if start is None else [recorded_prompt(start.picture)]
 
 
 def _check_count(pictures: int) -> None:

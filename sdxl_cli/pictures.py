@@ -198,19 +198,22 @@ def gather_files(flags: RefineFlags) -> Pictures:
     return Pictures(paths, tuple(flags.prompts or ()), flags, REFINE_STRENGTH)
 
 
-def recorded_prompt(path: Path) -> str:
-    """The prompt that a picture was drawn from, as its record says.
+def recorded_prompts(paths: Sequence[Path]) -> list[str]:
+    """The prompts that pictures were drawn from, as their records say.
 
     Raises:
-        UsageError: it has none.
+        PictureError: one is missing.
+        UsageError: one has none.
     """
-    prompt = _recorded(path, "prompt")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise UsageError(
-            f"no prompt was given, and {path} has none in a record of its own",
-            hint='say what it shows, with --prompt "a cat" or after the picture',
-        )
-    return prompt
+    prompts = []
+    for path, prompt in [(path, _recorded(path, "prompt")) for path in paths]:  # what is missing is said first
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UsageError(
+                f"no prompt was given, and {path} has none in a record of its own",
+                hint='say what it shows, with --prompt "a cat" or after the picture',
+            )
+        prompts.append(prompt)
+    return prompts
 
 
 def refiner_of(paths: Sequence[Path]) -> str:
@@ -319,12 +322,10 @@ def _parse_margins(text: str | None) -> tuple[int, int, int, int]:
     if text is None:
         return (0, 0, 0, 0)
     match = _MARGINS.fullmatch(text.replace(" ", ""))
-    margins = None if match is None else tuple(map(int, match.groups()))
-    if margins is None or not any(margins):
-        raise UsageError(
-            f"--pad {text!r} adds nothing", hint="write LEFT,TOP,RIGHT,BOTTOM in pixels, such as 0,0,256,0"
-        )
-    left, top, right, bottom = margins
+    left, top, right, bottom = (0, 0, 0, 0) if match is None else map(int, match.groups())
+    if not any((left, top, right, bottom)):
+        wrong = "is not four numbers of at most four digits" if match is None else "adds nothing"
+        raise UsageError(f"--pad {text!r} {wrong}", hint="write LEFT,TOP,RIGHT,BOTTOM in pixels, such as 0,0,256,0")
     return left, top, right, bottom
 
 

@@ -80,7 +80,7 @@ def read_record(path: str | Path) -> PictureFile:
     path = Path(path)
     try:
         if not path.is_file():
-            raise PictureError(f"{path}: not a file")
+            raise PictureError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         size = path.stat().st_size
         with path.open("rb") as file:
             format = picture_format(file.read(12))

@@ -34,8 +34,8 @@ SPARE = re.compile(r".*\.logit_scale")
 """Keys that converted files may lack: no picture depends on them."""
 
 _ADVICE: Mapping[Kind, str] = {
-    "base": "choose a base preset, e.g. sdxl-base-1.0",
-    "refiner": "choose a refiner preset, e.g. sdxl-refiner-1.0",
+    "base": "a base draws pictures: give it as the model, or choose a base preset, e.g. sdxl-base-1.0",
+    "refiner": "a refiner finishes pictures: give it as the refiner, or choose its preset, e.g. sdxl-refiner-1.0",
     "lora": "a LoRA changes a model and cannot stand for one: give the model itself",
     "vae": "a VAE is one part of a model: give the model itself, and this file as the VAE",
     "diffusers_unet": "give the single-file .safetensors of the same model",

@@ -243,7 +243,7 @@ BAD = {
     "black mask": (("photo.png", "a cat", "--mask", "black.png"), 2, "the mask black.png is black everywhere"),
     "only masked without a mask": (("photo.png", "a cat", "--only-masked"), 2, "--only-masked needs a mask"),
     "pad of nothing": (("photo.png", "a cat", "--pad", "0,0,0,0"), 2, "--pad '0,0,0,0' adds nothing"),
-    "pad of one": (("photo.png", "a cat", "--pad", "8"), 2, "--pad '8' adds nothing"),
+    "pad of one": (("photo.png", "a cat", "--pad", "8"), 2, "--pad '8' is not four numbers of at most four digits"),
     "one pixel": (("dot.png", "a cat"), 2, "dot.png is 1x1, less than one latent cell"),
     "no colour": (("photo.png", "a cat", "--background", "whit"), 2, "'whit' is no colour"),
     "grown by less": (("photo.png", "a cat", "--mask", "mask.png", "--mask-grow", -1), 2, "--mask-grow: "),

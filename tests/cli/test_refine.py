@@ -159,6 +159,13 @@ def test_the_record_names_the_file_that_parts_are_borrowed_from(sdxl: Sdxl) -> N
     assert Path("again.png").read_bytes() == Path("alone.png").read_bytes()
 
 
+def test_a_missing_prompt_is_said_before_a_refiner_that_is_missing(sdxl: Sdxl) -> None:
+    Image.new("RGB", (64, 64), "red").save("plain.png")
+    result = sdxl("refine", "plain.png")
+    assert (result.code, result.out) == (2, "")
+    assert "no prompt was given, and plain.png has none" in result.err
+
+
 def test_a_file_that_is_not_there_is_said_before_a_refiner_that_is_missing(sdxl: Sdxl) -> None:
     result = sdxl("refine", "nothere.png")
     assert result.code != 0

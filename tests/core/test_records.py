@@ -173,8 +173,8 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none.png"):
-        with pytest.raises(PictureError, match="not a file"):
+    for path, says in ((tmp_path, "not a file"), (tmp_path / "none.png", "no such file")):
+        with pytest.raises(PictureError, match=says):
             read_record(path)
 
 
