@@ -23,6 +23,9 @@ class Answers:
             for line in whole.splitlines():
                 self._known.update(json.loads(line))
 
+    def __contains__(self, question: str) -> bool:
+        return question in self._known
+
     def __call__(self, question: str, find: Callable[[], float]) -> float:
         """What is known, or what `find` finds."""
         if question not in self._known:

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,10 @@ class Micro:
         return last.x
 
 
+class _TimeIsUpError(Exception):
+    """The next walk would begin too late."""
+
+
 class Law:
     """How far from the solution walks end at one scale of guidance.
 
@@ -101,21 +106,29 @@ class Law:
 
         def find() -> float:
             found = relative_error(self._micro.latents(self._scale, method, schedule, steps), self._wanted)
-            print(f"{self}: {walk_name(method, schedule, steps)}: {percent(found)} %", flush=True)
+            print(f"{self._question(method, schedule, steps)}: {percent(found)} %", flush=True)
             return found
 
-        return self._answers(f"{self}: {walk_name(method, schedule, steps)}", find)
+        return self._answers(self._question(method, schedule, steps), find)
 
     def runs(self, until: float) -> list[Run]:
-        """Every method on every schedule with every budget, as far as the time goes."""
+        """Every method on every schedule with every budget: those that are known, and more as far as the time goes."""
+
+        def error(method: Method, schedule: str, sigmas: tuple[float, ...]) -> float:
+            steps = len(sigmas) - 1
+            if time.monotonic() > until and self._question(method, schedule, steps) not in self._answers:
+                raise _TimeIsUpError
+            return self.error(method, schedule, steps)
+
         runs: list[Run] = []
-        error = lambda method, schedule, sigmas: self.error(method, schedule, len(sigmas) - 1)  # noqa: E731
-        for budget in BUDGETS:
-            for run in measure(METHODS, SCHEDULES, (budget,), error):
-                runs.append(run)
-                if time.monotonic() > until:
-                    return runs
+        with suppress(_TimeIsUpError):
+            for budget in BUDGETS:
+                for run in measure(METHODS, SCHEDULES, (budget,), error):
+                    runs.append(run)  # noqa: PERF402 (what there is by then is kept)
         return runs
+
+    def _question(self, method: Method, schedule: str, steps: int) -> str:
+        return f"{self}: {walk_name(method, schedule, steps)}"
 
 
 def walk_name(method: Method, schedule: str, steps: int) -> str:
@@ -141,7 +154,7 @@ def measure_micro(path: Path, preset_name: str, out: Path, most_s: float) -> dic
     answers, guided = Answers(out / f"micro-{digest}.jsonl"), recipe.guider.scale
 
     def effect(name: str, other: Callable[[], Tensor]) -> float:
-        return answers(f"effect of {name}", lambda: relative_error(other(), micro.latents(guided, *own)))
+        return answers(f"{name}: {walk_name(*own)}", lambda: relative_error(other(), micro.latents(guided, *own)))
 
     effects = {
         "bfloat16": lambda: Micro(path, preset, "bfloat16").latents(guided, *own),
@@ -149,8 +162,9 @@ def measure_micro(path: Path, preset_name: str, out: Path, most_s: float) -> dic
     }
     laws = {}
     for scale in dict.fromkeys((guided, 1.0)):
-        if time.monotonic() < until:
-            law = Law(micro, scale, answers, out / f"micro-{digest}-{scale:g}.safetensors")
+        solution = out / f"micro-{digest}-{scale:g}.safetensors"
+        if scale == guided or solution.exists() or time.monotonic() < until:
+            law = Law(micro, scale, answers, solution)
             laws[f"{scale:g}"] = {
                 "checked": law.error(*CHECK),
                 "presets": {walk_name(*walk): law.error(*walk) for walk in (own, *BESIDE_OWN)},

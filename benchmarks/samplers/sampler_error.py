@@ -6,7 +6,7 @@
 The mixture has a closed form and takes a few minutes; the trained network is asked too where --model names its weights.
 Writes DIR/mixture.json, DIR/law.json, DIR/micro-DIGEST.jsonl (every walk of the network as soon as it is done),
 DIR/errors.csv and the figures. What is in these files already is not measured again, so a run that was stopped, or that
-had only so many minutes, goes on where it was; the mixture's two files must go when the samplers change.
+had only so many minutes, goes on where it was; the files must go when a sampler changes, or what is asked.
 With --docs also puts the tables between that document's marks, and figures and CSV into samplers/ beside it.
 """
 

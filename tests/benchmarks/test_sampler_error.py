@@ -266,7 +266,9 @@ def test_an_answer_is_found_once_and_kept(tmp_path: FilePath) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write('{"a: c": 0.')  # a run that was killed
     answers = Answers(path)
+    assert "a: c" not in answers
     assert answers("a: c", lambda: 7.0) == 7.0
+    assert "a: c" in answers
     assert Answers(path)("a: c", find) == 7.0
     assert asked == ["once"]
 
