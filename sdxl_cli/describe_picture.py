@@ -89,6 +89,7 @@ def record_pairs(record: Mapping[str, Any]) -> Pairs:
             for w in _tables(record.get("weights"))
         ),
         ("ran on", _listed(record.get("device_name"), plan.get("device"), plan.get("dtype"), plan.get("attention"))),
+        ("passes", _listed(*passes) if isinstance(passes := plan.get("passes"), list) else None),
         ("versions", ", ".join(f"{key} {value}" for key, value in _table(record.get("versions")).items())),
         ("software", record.get("software")),
     ]

@@ -126,12 +126,18 @@ def _load(run: Run, model_path: Path, flags: DrawFlags, view: View) -> "TwoModel
     view.start("starting PyTorch", None)
     from sdxl_core.devices import resolve_device, resolve_dtype
     from sdxl_core.engine import load_engine
+    from sdxl_core.passes import apply_passes
     from sdxl_core.two_models import TwoModels
 
     view.finish()
     plan, refiner = run.jobs[0].plan, run.refiner
     device = resolve_device(flags.device)
-    load = partial(load_engine, device=device, dtype=plan.dtype, attention=plan.attention, reporter=view)
+    passes = None if plan.passes == "auto" else plan.passes
+
+    load_plain = partial(load_engine, device=device, dtype=plan.dtype, attention=plan.attention, reporter=view)
+
+    def load(*args: Any, **options: Any) -> "Engine":
+        return apply_passes(load_plain(*args, **options), passes)
 
     def base(first_stage: "AutoencoderKL | None") -> "Engine":
         return load(run.preset.model, model_path, vae_path=run.vae_path, first_stage=first_stage)

@@ -130,6 +130,7 @@ def _facts(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
         ("guidance", _guidance(plan)),
         *_refiner(run, flags),
         ("runs on", f"{plan.device}, dtype {plan.dtype}, attention {plan.attention}"),
+        ("passes", plan.passes if plan.passes == "auto" else ", ".join(plan.passes) or "none"),
         ("model calls", f"{made} in {counted(len(groups), 'batch', 'batches')}{_rows(plan)}"),
     ]
     return [(name, value) for name, value in facts if value]

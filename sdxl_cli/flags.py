@@ -268,6 +268,15 @@ class DrawFlags:
     attention: Annotated[
         str, value("--attention", metavar="NAME", help="auto, or a backend such as sdpa, cudnn, flash.", panel=WHERE)
     ] = "auto"
+    passes: Annotated[
+        str,
+        value(
+            "--passes",
+            metavar="NAMES",
+            help="What is done for speed, the picture the same to rounding: auto, none, or names such as kept_text.",
+            panel=WHERE,
+        ),
+    ] = "auto"
     decoding: Annotated[
         DecodingName | None,
         typer.Option(

@@ -19,6 +19,7 @@ from sdxl_cli.options import (
     parse_crop,
     parse_guiders,
     parse_interval,
+    parse_passes,
     parse_size,
 )
 from sdxl_cli.pictures import Pictures, Start, describe_strength, recorded_prompts, warn_of_size
@@ -126,6 +127,7 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pict
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
     check_machine(flags.device, flags.dtype, flags.attention)
+    parse_passes(flags.passes)
     asked = prompts or (["anything"] if flags.print_config and flags.prompts_file is None else [])
     if flags.sigmas == STDIN and STDIN in (*asked, str(flags.prompts_file)):
         raise UsageError("standard input can be read only once", hint=f"give {STDIN!r} once")
@@ -340,7 +342,7 @@ def _plans(
                 device=flags.device,
                 dtype=full_dtype(flags.dtype),
                 attention=flags.attention,
-            )
+            ).model_copy(update={"passes": parse_passes(flags.passes)})
         except UsageError as error:
             if len(wanted) == 1 or not error.message.startswith("the prompt"):
                 raise

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -24,6 +24,7 @@ _WORD = re.compile(r"[a-z][\w+.-]*", re.ASCII | re.IGNORECASE)
 _TRUTHS = {"true": True, "false": False}
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?", re.ASCII)
 DTYPES = ("auto", "fp32", "fp16", "bf16")
+PASSES = ("fused_qkv", "kept_text", "kept_labels", "phase_upsampling", "packed_weights")
 ATTENTIONS = ("auto", "sdpa", "cudnn", "flash", "efficient", "xformers", "math")
 _SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
@@ -154,6 +155,23 @@ def parse_interval(text: str | None) -> dict[str, Any] | None:
             hint="write LOW..HIGH in sigma such as 0.28..5.42, or step:3..20, or percent:10..80",
         )
     return {"unit": unit, "low": float(match[2]), "high": float(match[3])}
+
+
+def parse_passes(text: str) -> Literal["auto"] | tuple[str, ...]:
+    """`auto`, `none`, or names joined by commas.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+    if text == "auto":
+        return "auto"
+    names = () if text == "none" else tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in PASSES:
+            raise UsageError(
+                f"--passes: unknown pass {name!r}{suggestion(name, PASSES)}", hint=f"auto, none, or {', '.join(PASSES)}"
+            )
+    return names
 
 
 def full_dtype(name: str) -> str:

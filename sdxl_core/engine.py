@@ -46,6 +46,7 @@ class Engine:
         dtype: of network and text towers.
         first_stage_dtype: float32 beside float16, else `dtype`.
         attention: name of the network's attention backend.
+        passes: names of `sdxl_core.passes` that were made.
 
     Attributes:
         texts: what the towers said of the last prompts.
@@ -60,6 +61,7 @@ class Engine:
     dtype: torch.dtype
     first_stage_dtype: torch.dtype
     attention: str
+    passes: tuple[str, ...] = ()
     texts: TextMemory = field(default_factory=TextMemory, init=False, repr=False)
 
     def predict(self, x_in: Tensor, c_noise: Tensor, cond: Conditioning, touch: Touch | None = None) -> Tensor:
@@ -80,9 +82,9 @@ class Engine:
         return raw.float()
 
     def stamp(self, plan: Plan) -> Plan:
-        """The plan with device, dtype and attention as this engine has resolved them."""
+        """The plan with device, dtype, attention and passes as this engine has resolved them."""
         resolved = {"device": self.device.type, "dtype": dtype_name(self.dtype), "attention": self.attention}
-        return plan.model_copy(update=resolved)
+        return plan.model_copy(update={**resolved, "passes": self.passes})
 
 
 def load_engine(

@@ -64,6 +64,7 @@ class Plan(Config):
         source: the picture that this one starts from, or None for noise alone.
         decoding: how the latent becomes the picture; `auto`, `whole` and `pieces` give the same one, to rounding.
         device, dtype, attention: `auto` until an engine has resolved them; the device by kind, without its number.
+        passes: likewise, names of `sdxl_core.passes`: what was done for speed.
     """
 
     model: str
@@ -101,6 +102,7 @@ class Plan(Config):
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
+    passes: Literal["auto"] | tuple[str, ...] = "auto"
 
     @model_validator(mode="after")
     def _can_be_run(self) -> Self:

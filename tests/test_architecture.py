@@ -45,6 +45,7 @@ FLOORS = {
     "sdxl_core.work": 4,
     "sdxl_core.devices": 4,
     "sdxl_core.engine": 4,
+    "sdxl_core.passes": 4,
     "sdxl_core.two_models": 4,
     "sdxl_core.first_stage": 4,
     "sdxl_core.pipeline": 4,

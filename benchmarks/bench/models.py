@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bench.figures import Facts
 from sdxl_core.config import ModelConfig, OpenClipTextConfig, SizeEmbedderConfig
 from sdxl_core.engine import Engine, load_engine
+from sdxl_core.passes import apply_passes
 from sdxl_core.plan import Plan, build_plan
 from sdxl_core.presets import Preset, load_preset
 
@@ -84,13 +85,13 @@ def prompt_of(seed: int) -> str:
 
 
 def our_engine(model: Model, dtype: str, device: str, *parts: PartName) -> tuple[Engine, Facts]:
-    """Our model as the program loads it; only the parts that take part are kept."""
+    """Our model as the program runs it, passes made; only the parts that take part are kept."""
     engine = load_engine(model.config, model.file, device=device, dtype=dtype)
     modules = {"text": engine.conditioner, "network": engine.network, "first stage": engine.first_stage}
     facts = _facts({part: modules[part] for part in parts})
     fields = {"text": "conditioner", "network": "network", "first stage": "first_stage"}
     unused: dict[str, Any] = {field: None for part, field in fields.items() if part not in parts}
-    return replace(engine, **unused), facts
+    return replace(apply_passes(engine), **unused), facts  # counted before, since packed weights are no parameters
 
 
 def their_parts(model: Model, dtype: str, device: str, *parts: PartName) -> dict[str, Any]:

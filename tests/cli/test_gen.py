@@ -17,6 +17,7 @@ from support_cli import Sdxl
 from support_tiny import write_tiny_checkpoint
 
 import sdxl_core
+from sdxl_cli.options import PASSES
 from sdxl_core.picture_files import read_record
 from sdxl_core.plan import Plan
 from sdxl_core.records import parse_parameters
@@ -73,6 +74,19 @@ def test_seeds_count_up_and_a_batch_changes_nothing(gen: Sdxl) -> None:
         difference = np.asarray(pixels(one), dtype=int) - np.asarray(pixels(other), dtype=int)
         assert np.abs(difference).max() <= 1
     assert len({str(pixels(path)) for path in single.paths}) == 4
+
+
+def test_what_is_done_for_speed_is_recorded_and_can_be_left_out(gen: Sdxl, sdxl: Sdxl) -> None:
+    fast, plain = (
+        gen("a cat", "--seed", 7, "-o", name, "--dtype", "fp32", "--passes", how).paths[0]
+        for name, how in (("fast", "auto"), ("plain", "none"))
+    )
+    difference = np.asarray(pixels(fast), dtype=int) - np.asarray(pixels(plain), dtype=int)
+    assert np.abs(difference).max() <= 1
+    records = [(read_record(path).record or {})["plan"]["passes"] for path in (fast, plain)]
+    assert records == [list(PASSES), []]
+    assert f"passes       {', '.join(PASSES)}\n" in sdxl("inspect", fast).out
+    assert "kept_labels" in gen("a cat", "--passes", "kept_labels", "--dry-run").out
 
 
 def test_the_same_line_gives_the_same_bytes(gen: Sdxl) -> None:

@@ -88,6 +88,7 @@ def refused(result: Result, code: int, *words: str) -> None:
         (["--dtype", "float8"], ["unknown dtype 'float8'", "did you mean"]),
         (["--dtype", "fb16", "--dry-run"], ["did you mean"]),
         (["--attention", "flsh", "--dry-run"], ["unknown attention backend 'flsh'", "did you mean flash?"]),
+        (["--passes", "fused", "--dry-run"], ["--passes: unknown pass 'fused'", "fused_qkv"]),
         (["-n", "1000000000", "--dry-run"], ["1000000000 pictures are too many"]),
         (["-o", f"{'n' * 300}.png"], ["longer than"]),
         (["-", "-"], ["standard input can be read only once"]),

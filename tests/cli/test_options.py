@@ -14,6 +14,7 @@ from sdxl_cli.console import counted, safe, shorten
 from sdxl_cli.options import (
     ATTENTIONS,
     DTYPES,
+    PASSES,
     check_machine,
     full_dtype,
     parse_aspect,
@@ -21,13 +22,14 @@ from sdxl_cli.options import (
     parse_crop,
     parse_guiders,
     parse_interval,
+    parse_passes,
     parse_size,
 )
 from sdxl_cli.plot import braille_plot, log_ticks
 from sdxl_cli.prompts import gather_prompts
 from sdxl_cli.reporters import amount_text, rate_text, size_text, time_text
 from sdxl_cli.toml_text import to_toml
-from sdxl_core import devices
+from sdxl_core import devices, passes
 from sdxl_core.conditioning.tokenizer import MAX_TOKENS, Tokenizer
 from sdxl_core.errors import UsageError
 from sdxl_core.ops.attention import BACKENDS
@@ -108,12 +110,23 @@ def test_an_unknown_unit_is_named() -> None:
         parse_interval("steps:1..3")
 
 
+def test_passes_by_name() -> None:
+    assert [parse_passes(text) for text in ("auto", "none", "kept_text, fused_qkv,kept_text")] == [
+        "auto",
+        (),
+        ("kept_text", "fused_qkv"),
+    ]
+    with pytest.raises(UsageError, match=r"unknown pass 'kept_txt'; did you mean kept_text\?"):
+        parse_passes("fused_qkv,kept_txt")
+
+
 def test_short_names_of_dtypes() -> None:
     assert [full_dtype(name) for name in ("fp32", "fp16", "bf16", "auto")] == ["float32", "float16", "bfloat16", "auto"]
 
 
 def test_the_names_that_need_no_torch_are_those_that_torch_knows() -> None:
     assert tuple(name for name in ATTENTIONS if name != "auto") == tuple(BACKENDS)
+    assert tuple(PASSES) == tuple(passes.PASSES)
     assert {full_dtype(name) for name in DTYPES} == {"auto", *devices.DTYPES}
     for dtype in (*DTYPES, *devices.DTYPES, "half"):
         check_machine("cuda:1", dtype, "auto")

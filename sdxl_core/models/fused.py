@@ -1,0 +1,147 @@
+"""Layers that take the place of plain ones in a network that is not trained any more: the same function, less work."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sdxl_core.models import autoencoder, unet
+from sdxl_core.models.transformer import AttendMap, CrossAttention
+from sdxl_core.ops.onednn import PackedLinear
+
+
+class FusedSelfAttention(nn.Module):
+    """Self-attention with one matrix product for queries, keys and values.
+
+    Args:
+        plain: the layer, whose context is as wide as its input.
+    """
+
+    def __init__(self, plain: CrossAttention) -> None:
+        super().__init__()
+        self.heads, self.attention, self.to_out = plain.heads, plain.attention, plain.to_out
+        weight = torch.cat([plain.to_q.weight, plain.to_k.weight, plain.to_v.weight]).detach()
+        with torch.device("meta"):
+            self.to_qkv = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        self.to_qkv.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
+        """Map (b, n, d) to the same, as `CrossAttention` with itself for a context."""
+        q, k, v = self.to_qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        attended = self.attention(q, k, v) if attend is None else attend(self.attention, q, k, v)
+        out: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class Remembered(nn.Module):
+    """A layer that is run once for each tensor, and gives the same answer again as long as that tensor lives.
+
+    For what stays the same from step to step; nobody may write into the tensor or the answer.
+
+    Args:
+        layer: one tensor in, one out.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self._answers = WeakTensorKeyDictionary()
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        answer: Tensor | None = self._answers.get(x)  # type: ignore[no-untyped-call]
+        if answer is None:
+            answer = self._answers[x] = self.layer(x)
+        return answer
+
+
+class PackedGEGLU(nn.Module):
+    """GEGLU as two packed linear layers: the gate with its GELU, and the value times the gate.
+
+    Args:
+        proj: value above gate.
+    """
+
+    def __init__(self, proj: nn.Linear) -> None:
+        super().__init__()
+        (value, gate), biases = proj.weight.chunk(2), proj.bias.chunk(2)
+        self.value, self.gate = PackedLinear(value, biases[0]), PackedLinear(gate, biases[1], gelu=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        out: Tensor = self.value(x, self.gate(x))
+        return out
+
+
+class Phases(nn.ModuleList):
+    """Nearest-neighbour doubling and a 3x3 convolution as four 2x2 convolutions, with 4/9 of the arithmetic.
+
+    Of the three rows (columns) that the convolution sees after doubling two are the same one, so their weights are
+    added first, in float32: each parity of the result's rows and columns is a convolution of its own.
+
+    Args:
+        conv: 3x3, padded by one.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        wide = conv.weight.detach().float()
+        super().__init__(
+            _phase_conv(conv, _paired(_paired(wide, row, 2), column, 3)) for row in (0, 1) for column in (0, 1)
+        )
+        self.channels = conv.out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, c, h, w) to (b, c', 2 h, 2 w)."""
+        height, width = x.shape[2:]
+        padded = F.pad(x, (1, 1, 1, 1))
+        out = x.new_empty(len(x), self.channels, height, 2, width, 2)
+        for i, phase in enumerate(self):
+            row, column = divmod(i, 2)
+            out[:, :, :, row, :, column] = phase(padded[:, :, row : row + height + 1, column : column + width + 1])
+        return out.view(len(x), self.channels, 2 * height, 2 * width)
+
+
+class PhaseUpsample(unet.Upsample):
+    """The UNet's upsampling by `Phases`; the plain weights stay for sizes that are not the double.
+
+    Args:
+        plain: the layer.
+    """
+
+    def __init__(self, plain: unet.Upsample) -> None:
+        nn.Module.__init__(self)
+        self.conv, self.phases = plain.conv, Phases(plain.conv)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        """Map (b, c, h, w) to (b, c, *size)."""
+        doubled = tuple(size) == (2 * x.shape[2], 2 * x.shape[3])
+        out: Tensor = self.phases(x) if doubled else super().forward(x, size)
+        return out
+
+
+class DecoderPhaseUpsample(autoencoder.Upsample):
+    """The decoder's upsampling by `Phases`; the plain weights stay for decoding in pieces.
+
+    Args:
+        plain: the layer.
+    """
+
+    def __init__(self, plain: autoencoder.Upsample) -> None:
+        nn.Module.__init__(self)
+        self.conv, self.phases = plain.conv, Phases(plain.conv)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        out: Tensor = self.phases(x)
+        return out
+
+
+def _phase_conv(plain: nn.Conv2d, weight: Tensor) -> nn.Conv2d:
+    with torch.device("meta"):
+        conv = nn.Conv2d(plain.in_channels, plain.out_channels, 2)
+    conv.weight = nn.Parameter(weight.to(plain.weight.dtype).contiguous(), requires_grad=False)
+    conv.bias = plain.bias
+    return conv
+
+
+def _paired(weight: Tensor, parity: int, dim: int) -> Tensor:
+    """Three weights along `dim` as the two of the even (0) or odd (1) lines of the doubled map."""
+    first, second, third = weight.unbind(dim)
+    return torch.stack([first, second + third] if parity == 0 else [first + second, third], dim)

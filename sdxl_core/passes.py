@@ -1,0 +1,128 @@
+"""What makes a loaded model faster and leaves its function as it is, to rounding: one table, each a pass of its own.
+
+A pass replaces layers of the engine's networks; the plain ones, and their memory, are gone. Every pass can be left out,
+and those that were made stand in the picture's record.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from torch import nn
+
+from sdxl_core.engine import Engine
+from sdxl_core.errors import DeviceError
+from sdxl_core.models import autoencoder, unet
+from sdxl_core.models.fused import DecoderPhaseUpsample, FusedSelfAttention, PackedGEGLU, PhaseUpsample, Remembered
+from sdxl_core.models.transformer import GEGLU, TransformerBlock
+from sdxl_core.ops import onednn
+from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
+
+Replace = Callable[[nn.Module], nn.Module | None]
+"""What takes the place of a layer; None: it stays, and its own layers are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One way to make an engine faster.
+
+    Args:
+        name: what a user calls it.
+        run: changes the networks of an engine.
+        why_not: the reason why an engine cannot have it, or None.
+    """
+
+    name: str
+    run: Callable[[Engine], None]
+    why_not: Callable[[Engine], str | None] = lambda engine: None
+
+
+def apply_passes(engine: Engine, names: Sequence[str] | None = None) -> Engine:
+    """The engine with passes made, in the order of the table; the one that was given must not be used any more.
+
+    Args:
+        engine: as loaded.
+        names: keys of `PASSES`; None for all that the engine can have.
+
+    Raises:
+        DeviceError: a pass that was asked for and cannot be had.
+    """
+    made = []
+    for entry in PASSES.values():
+        if names is not None and entry.name not in names:
+            continue
+        reason = entry.why_not(engine)
+        if reason is None:
+            entry.run(engine)
+            made.append(entry.name)
+        elif names is not None:
+            raise DeviceError(f"the pass {entry.name} cannot be made: {reason}", hint="leave the choice to auto")
+    return replace(engine, passes=tuple(made))
+
+
+def _replace_layers(module: nn.Module, replacement: Replace) -> None:
+    for name, child in list(module.named_children()):
+        other = replacement(child)
+        if other is None:
+            _replace_layers(child, replacement)
+        else:
+            setattr(module, name, other)
+
+
+def _transformer_blocks(engine: Engine) -> Iterator[TransformerBlock]:
+    return (module for module in engine.network.modules() if isinstance(module, TransformerBlock))
+
+
+def _fuse_qkv(engine: Engine) -> None:
+    for block in _transformer_blocks(engine):
+        block.attn1 = FusedSelfAttention(block.attn1)  # type: ignore[assignment]
+
+
+def _keep_text(engine: Engine) -> None:
+    for block in _transformer_blocks(engine):
+        block.attn2.to_k = Remembered(block.attn2.to_k)  # type: ignore[assignment]
+        block.attn2.to_v = Remembered(block.attn2.to_v)  # type: ignore[assignment]
+
+
+def _keep_labels(engine: Engine) -> None:
+    engine.network.label_emb = Remembered(engine.network.label_emb)  # type: ignore[arg-type]
+
+
+def _split_upsampling(engine: Engine) -> None:
+    def replacement(layer: nn.Module) -> nn.Module | None:
+        match layer:
+            case PhaseUpsample() | DecoderPhaseUpsample():  # a first stage that serves two models
+                return layer
+            case unet.Upsample():
+                return PhaseUpsample(layer)
+            case autoencoder.Upsample():
+                return DecoderPhaseUpsample(layer)
+        return None
+
+    _replace_layers(engine.network, replacement)
+    _replace_layers(engine.first_stage.decoder, replacement)
+
+
+def _pack(engine: Engine) -> None:
+    def replacement(layer: nn.Module) -> nn.Module | None:
+        match layer:
+            case GEGLU():
+                return PackedGEGLU(layer.proj)
+            case nn.Linear():
+                return PackedLinear(layer.weight, layer.bias)
+            case nn.Conv2d():
+                return PackedConv2d(layer)
+        return None
+
+    _replace_layers(engine.network, replacement)
+
+
+_TABLE = (
+    Pass("fused_qkv", _fuse_qkv),
+    Pass("kept_text", _keep_text),
+    Pass("kept_labels", _keep_labels),
+    Pass("phase_upsampling", _split_upsampling),
+    Pass("packed_weights", _pack, lambda engine: onednn.why_not(engine.device, engine.dtype)),
+)
+
+PASSES: Mapping[str, Pass] = MappingProxyType({entry.name: entry for entry in _TABLE})

@@ -1,0 +1,128 @@
+"""Every pass against the plain path: the same function to rounding, whatever guidance does inside the network."""
+
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from support_tiny import tiny_config, write_tiny_checkpoint
+from torch import Tensor
+
+from sdxl_core.engine import Engine, load_engine
+from sdxl_core.errors import DeviceError
+from sdxl_core.guider_config import FreeUConfig, GuiderConfig, PagConfig, SagConfig, SegConfig
+from sdxl_core.models.fused import Remembered
+from sdxl_core.passes import PASSES, apply_passes
+from sdxl_core.pipeline import decode, sample
+from sdxl_core.plan import Plan
+from sdxl_core.types import Conditioning
+
+Load = Callable[[str], Engine]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    path = write_tiny_checkpoint(tmp_path_factory.mktemp("passes") / "tiny.safetensors")
+    return lambda dtype: load_engine(tiny_config(), path, device="cpu", dtype=dtype)
+
+
+def answer(engine: Engine, rows: int, height: int, width: int) -> Tensor:
+    draw = torch.Generator().manual_seed(rows * height * width)
+    network = engine.config.network
+    x = torch.randn(rows, 4, height, width, generator=draw)
+    cond = Conditioning(
+        torch.randn(rows, 77, network.context_dim, generator=draw),
+        torch.randn(rows, network.adm_in_channels, generator=draw),
+    )
+    with torch.inference_mode():
+        return engine.predict(x, torch.full((rows,), 500.0), cond)
+
+
+def plan(**changes: object) -> Plan:
+    size = (32, 40)  # 4x5 cells, so that upsampling must reach odd sizes too
+    given = {"prompt": "a cat", "seed": 1, "steps": 3, "original_size": size, "target_size": size, **changes}
+    return Plan.model_validate({"model": "tiny-base", "file": "tiny.safetensors", "size": size, **given})
+
+
+def latents(engine: Engine, plan: Plan) -> Tensor:
+    *_, last = sample(engine, [plan])
+    return last.x
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def error(engine: Engine, exact: Engine) -> float:
+    """Of a network over calls of several sizes, made one after the other by the same layers."""
+    calls = [(2, 8, 8), (1, 8, 8), (2, 4, 12), (3, 9, 5), (2, 8, 8)]
+    return math.sqrt(sum(relative(answer(engine, *call), answer(exact, *call)) ** 2 for call in calls) / len(calls))
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in PASSES), tuple(PASSES)], ids="+".join)
+def test_a_pass_is_about_as_near_to_the_exact_function_as_the_plain_path(load: Load, names: tuple[str, ...]) -> None:
+    exact = load("float32")
+    exact = replace(exact, network=exact.network.double(), dtype=torch.float64)
+    for dtype, least in (("float32", 1e-7), ("bfloat16", 1e-3)):
+        plain = load(dtype)
+        fair = error(plain, exact)
+        fast = apply_passes(plain, names)
+        assert fast.passes == names
+        assert least < fair
+        assert error(fast, exact) < 2 * fair
+
+
+GUIDANCE = {
+    "pag": PagConfig(),
+    "seg": SegConfig(),
+    "sag": SagConfig(),
+    "freeu": FreeUConfig(),
+}
+
+
+@pytest.mark.parametrize("method", [None, *GUIDANCE])
+def test_guidance_reaches_into_the_network_all_the_same(load: Load, method: str | None) -> None:
+    plain, fast = load("float32"), apply_passes(load("float32"))
+    given = plan(guider=GuiderConfig.model_validate({"scale": 4.0, **({method: GUIDANCE[method]} if method else {})}))
+    assert relative(latents(fast, given), latents(plain, given)) < 1e-5
+
+
+def test_pictures_are_the_same(load: Load) -> None:
+    plain, fast = load("float32"), apply_passes(load("float32"))
+    x = latents(plain, plan())
+    difference = decode(plain, x)[0].astype(int) - decode(fast, x)[0].astype(int)
+    assert abs(difference).max() <= 1
+    in_pieces = decode(plain, x, decoding="pieces")[0].astype(int) - decode(fast, x, decoding="pieces")[0].astype(int)
+    assert abs(in_pieces).max() <= 1
+
+
+def test_words_and_sizes_are_read_once_a_run_and_forgotten_with_it(load: Load) -> None:
+    engine = apply_passes(load("float32"), ("kept_text", "kept_labels"))
+    kept = [module for module in engine.network.modules() if isinstance(module, Remembered)]
+    runs: list[int] = []
+    for module in kept:
+        module.layer.register_forward_hook(lambda *_: runs.append(1))
+    latents(engine, plan())
+    assert len(runs) == len(kept)
+    gc.collect()
+    assert all(len(module._answers) == 0 for module in kept)
+    latents(engine, plan(prompt="a dog"))
+    assert len(runs) == 2 * len(kept)
+
+
+def test_what_was_made_stands_in_the_record(load: Load) -> None:
+    plain = load("float32")
+    assert plain.stamp(plan()).passes == ()
+    fast = apply_passes(plain, ("fused_qkv",))
+    stamped = fast.stamp(plan())
+    assert stamped.passes == ("fused_qkv",)
+    assert Plan.from_json(stamped.to_json()) == stamped
+
+
+def test_a_pass_that_cannot_be_had_is_left_out_or_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    assert "packed_weights" not in apply_passes(load("float32")).passes
+    with pytest.raises(DeviceError, match="packed_weights cannot be made: this PyTorch was built without oneDNN"):
+        apply_passes(load("float32"), ("packed_weights",))
