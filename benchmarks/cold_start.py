@@ -85,8 +85,8 @@ class Cold:
         size, scale = f"{width}x{height}", f"{self.model.plan(0).guider.scale:g}"
         scratch = tempfile.TemporaryDirectory()
         out = Path(scratch.name) / "out.png"
-        if contender.name == "ours":
-            _, facts = our_engine(self.model, contender.dtype, self.device, *EVERYTHING)
+        if contender.ours:
+            _, facts = our_engine(self.model, contender, self.device, *EVERYTHING)
         else:
             pipeline = their_pipeline(self.model, contender.dtype, "cpu")
             pipeline.save_pretrained(scratch.name)
@@ -95,11 +95,12 @@ class Cold:
         timesteps = ",".join(map(str, legacy_ddpm_timesteps(self.model.steps)))
 
         def command(seed: int) -> list[str]:
-            if contender.name == "ours":
+            if contender.ours:
                 recipe = ["--sampler", "euler", "--schedule", "legacy_ddpm", "--steps", str(self.model.steps)]
                 machine = ["--dtype", contender.dtype, "--device", self.device, "--overwrite", "--quiet"]
                 model = ["--preset", self.model.preset, "--model", str(self.model.file), "--guidance", scale]
-                picture = ["--seed", str(seed), "--size", size, "-o", str(out)]
+                passes = ["--passes", "none"] if contender.name == "ours plain" else []
+                picture = [*passes, "--seed", str(seed), "--size", size, "-o", str(out)]
                 return ["-m", "sdxl_cli", "gen", prompt_of(seed), *model, *recipe, *machine, *picture]
             told = [contender.dtype, self.device, prompt_of(seed), str(seed), size, scale, timesteps, str(out)]
             return ["-c", THEIRS, scratch.name, *told]
@@ -137,7 +138,7 @@ def benchmarks(args: argparse.Namespace) -> list[Benchmark]:
     place = f"{model.preset} at {model.size[1]}x{model.size[0]}, {model.steps} guided steps of Euler"
     name = f"cold-{model.preset}-{device.split(':')[0]}"
     title = f"From a cold shell to a PNG on disk, weights in the page cache, {place}"
-    return [Benchmark(name, title, Cold(model, device), ("ours", "diffusers"), pictures=1)]
+    return [Benchmark(name, title, Cold(model, device), ("ours", "ours plain", "diffusers"), pictures=1)]
 
 
 def main() -> None:

@@ -35,10 +35,10 @@ class FirstStage:
         return {"first stage": Load(count(self.model.config.first_stage, self.model.size).total)}
 
     def prepare(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
-        return self._ours(contender, clock) if contender.name == "ours" else self._theirs(contender, clock)
+        return self._ours(contender, clock) if contender.ours else self._theirs(contender, clock)
 
     def _ours(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
-        engine, facts = our_engine(self.model, contender.dtype, self.device, "first stage")
+        engine, facts = our_engine(self.model, contender, self.device, "first stage")
         first_stage = engine.first_stage
 
         def decode(seed: int) -> Any:

@@ -48,8 +48,8 @@ class GuidedStep:
         return {"network": Load(network.total)}
 
     def prepare(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
-        if contender.name == "ours":
-            return self._ours(contender.dtype, clock)
+        if contender.ours:
+            return self._ours(contender, clock)
         return self._theirs(contender, clock)
 
     def _inputs(self, seed: int, sigma: float) -> Inputs:
@@ -59,8 +59,8 @@ class GuidedStep:
         pooled = torch.randn(2, pooled_width(self.model), generator=generator)
         return Inputs(*(tensor.to(self.device) for tensor in (x, words, pooled)))
 
-    def _ours(self, dtype: str, clock: "Clock") -> tuple[Facts, Run]:
-        engine, facts = our_engine(self.model, dtype, self.device, "network")
+    def _ours(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
+        engine, facts = our_engine(self.model, contender, self.device, "network")
         plan = self.model.plan(0)
         sigmas = plan.schedule()
         walked = (sigmas[STEP], sigmas[STEP + 1])
@@ -69,10 +69,11 @@ class GuidedStep:
 
         def step(seed: int) -> Any:
             given = self._inputs(seed, walked[0])
-            sides = [
-                Conditioning(given.words[i : i + 1], torch.cat([given.pooled[i : i + 1], told], dim=1)) for i in (0, 1)
-            ]
-            denoise = guider.bind(engine.denoiser, engine.predict, Prompts((sides[1],), uncond=sides[0]))
+            words = Conditioning(given.words, torch.cat([given.pooled, told.expand(2, -1)], dim=1)).to(
+                dtype=engine.dtype
+            )
+            uncond, cond = (Conditioning(words.crossattn[i : i + 1], words.vector[i : i + 1]) for i in (0, 1))
+            denoise = guider.bind(engine.denoiser, engine.predict, Prompts((cond,), uncond=uncond))
             noise: Any = None  # Euler draws none
             denoise(given.x.flip(2), sigmas[STEP - 1])  # what is made once a prompt is there then
             with clock:

@@ -36,16 +36,16 @@ class Loading:
         return {part: Load(0, calls=2) for part in EVERYTHING}
 
     def prepare(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
-        return self._ours(contender, clock) if contender.name == "ours" else self._theirs(contender, clock)
+        return self._ours(contender, clock) if contender.ours else self._theirs(contender, clock)
 
     def _ours(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
         def load(seed: int) -> Any:
             gc.collect()
             with clock:
-                engine, _ = our_engine(self.model, contender.dtype, self.device, *EVERYTHING)
+                engine, _ = our_engine(self.model, contender, self.device, *EVERYTHING)
             return _touch(engine.network)
 
-        _, facts = our_engine(self.model, contender.dtype, self.device, *EVERYTHING)
+        _, facts = our_engine(self.model, contender, self.device, *EVERYTHING)
         return facts, load
 
     def _theirs(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
@@ -77,7 +77,7 @@ def benchmarks(args: argparse.Namespace) -> list[Benchmark]:
     model, device = model_of(args), device_of(args)
     name = f"loading-{model.preset}-{device.split(':')[0]}"
     title = f"Loading {model.preset} from the page cache"
-    return [Benchmark(name, title, Loading(model, device), ("ours", "diffusers"), compared=False)]
+    return [Benchmark(name, title, Loading(model, device), ("ours", "ours plain", "diffusers"), compared=False)]
 
 
 def main() -> None:

@@ -47,10 +47,10 @@ class Pictures:
         }
 
     def prepare(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
-        return self._ours(contender, clock) if contender.name == "ours" else self._theirs(contender, clock)
+        return self._ours(contender, clock) if contender.ours else self._theirs(contender, clock)
 
     def _ours(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
-        engine, facts = our_engine(self.model, contender.dtype, self.device, *EVERYTHING)
+        engine, facts = our_engine(self.model, contender, self.device, *EVERYTHING)
 
         def draw(seed: int) -> Any:
             plans = [self.model.plan(seed + i) for i in range(self.count)]

@@ -32,10 +32,10 @@ class Text:
         return {"text": Load((text_work(self.model.config.conditioner) * 2).total)}
 
     def prepare(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
-        return self._ours(contender, clock) if contender.name == "ours" else self._theirs(contender, clock)
+        return self._ours(contender, clock) if contender.ours else self._theirs(contender, clock)
 
     def _ours(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
-        engine, facts = our_engine(self.model, contender.dtype, self.device, "text")
+        engine, facts = our_engine(self.model, contender, self.device, "text")
 
         def encode(seed: int) -> Any:
             plan = self.model.plan(seed).model_copy(update={"negative": prompt_of(seed + 2**31)})
@@ -72,7 +72,8 @@ class Text:
 def benchmarks(args: argparse.Namespace) -> list[Benchmark]:
     model, device = model_of(args), device_of(args)
     name, title = f"text-{model.preset}-{device.split(':')[0]}", f"Encoding a prompt and a negative of {model.preset}"
-    return [Benchmark(name, title, Text(model, device))]
+    paths = ("ours", "diffusers", "diffusers compiled")  # no pass touches the towers
+    return [Benchmark(name, title, Text(model, device), paths)]
 
 
 def main() -> None:

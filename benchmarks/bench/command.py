@@ -31,7 +31,7 @@ class Benchmark:
     name: str
     title: str
     subject: Subject
-    contenders: Sequence[str] = ("ours", "diffusers", "diffusers compiled")
+    contenders: Sequence[str] = ("ours", "ours plain", "diffusers", "diffusers compiled")
     compared: bool = True
     pictures: int = 0
 

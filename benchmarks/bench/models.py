@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.figures import Facts
+from bench.turns import Contender
 from sdxl_core.config import ModelConfig, OpenClipTextConfig, SizeEmbedderConfig
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.passes import apply_passes
@@ -84,14 +85,15 @@ def prompt_of(seed: int) -> str:
     return ", ".join(_PHRASES[i] for i in torch.randperm(len(_PHRASES), generator=generator)[:count].tolist())
 
 
-def our_engine(model: Model, dtype: str, device: str, *parts: PartName) -> tuple[Engine, Facts]:
-    """Our model as the program runs it, passes made; only the parts that take part are kept."""
-    engine = load_engine(model.config, model.file, device=device, dtype=dtype)
+def our_engine(model: Model, contender: Contender, device: str, *parts: PartName) -> tuple[Engine, Facts]:
+    """Our model as the program runs it, or without its passes; only the parts that take part are kept."""
+    engine = load_engine(model.config, model.file, device=device, dtype=contender.dtype)
     modules = {"text": engine.conditioner, "network": engine.network, "first stage": engine.first_stage}
     facts = _facts({part: modules[part] for part in parts})
     fields = {"text": "conditioner", "network": "network", "first stage": "first_stage"}
     unused: dict[str, Any] = {field: None for part, field in fields.items() if part not in parts}
-    return replace(apply_passes(engine), **unused), facts  # counted before, since packed weights are no parameters
+    passed = apply_passes(engine, () if contender.name == "ours plain" else None)
+    return replace(passed, **unused), facts  # counted before, since packed weights are no parameters
 
 
 def their_parts(model: Model, dtype: str, device: str, *parts: PartName) -> dict[str, Any]:

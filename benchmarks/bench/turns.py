@@ -42,6 +42,11 @@ class Contender:
     dtype: str
 
     @property
+    def ours(self) -> bool:
+        """Whether it is a path of this program."""
+        return self.name.startswith("ours")
+
+    @property
     def imports(self) -> tuple[str, ...]:
         """What it needs in memory before its own begins to count."""
         return THEIR_MODULES if self.name.startswith("diffusers") else ()

@@ -118,18 +118,20 @@ def subjects(model: Model) -> dict[str, Subject]:
 def test_both_paths_do_the_same_work(model: Model, name: str) -> None:
     subject = subjects(model)[name]
     results = []
-    for path in ("ours", "diffusers"):
+    for path in ("ours", "ours plain", "diffusers"):
         clock = Clock(torch.device("cpu"))
         facts, run = subject.prepare(Contender(path, "float32"), clock)
         assert set(facts.precision.values()) == {"float32"}
         assert set(facts.weights_bytes) == set(subject.work())
         results.append((facts, run(3), run(4)))
         assert clock.seconds > 0
-    (ours, *our_results), (theirs, *their_results) = results
+    (ours, *our_results), (plain, *plain_results), (theirs, *their_results) = results
     # Their tower of CLIP runs its last layer too, whose output nobody reads; a picture's bytes may differ by one.
     assert ours.weights_bytes.get("network") == theirs.weights_bytes.get("network")
+    assert ours == plain
     tolerance = 1e-5 if name in ("step", "encode", "text") else 3e-3
-    assert all(relative_error(a, b) <= tolerance for a, b in zip(our_results, their_results, strict=True))
+    for results_of_ours in (our_results, plain_results):
+        assert all(relative_error(a, b) <= tolerance for a, b in zip(results_of_ours, their_results, strict=True))
     assert relative_error(our_results[0], our_results[1]) > 0.05
 
 
@@ -168,8 +170,8 @@ def test_contenders_run_in_turn_in_their_own_processes(model: Model, capsys: pyt
         for benchmark in script.benchmarks(args):
             run(benchmark, args)
             found = json.loads(capsys.readouterr().out)
-            ours, theirs = found["rows"]
-            assert (ours["contender"], theirs["contender"]) == ("ours", "diffusers")
+            ours, plain, theirs = found["rows"]
+            assert [row["contender"] for row in (ours, plain, theirs)] == ["ours", "ours plain", "diffusers"]
             assert ours["runs"] == theirs["runs"] == 2
             assert ours["peak_bytes"] > 0
             assert ours["error"] is None if script is loading else ours["error"] < 3e-3
