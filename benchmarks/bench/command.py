@@ -52,6 +52,7 @@ def options(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--alone", action="store_true", help="one contender in memory at a time")
     parser.add_argument("--seed", type=int, help="of the first input; default: another one each time")
+    parser.add_argument("--busy", action="store_true", help="say that the machine did other things meanwhile")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--docs", type=Path, help="put the table between its marks in this page")
     return parser
@@ -127,8 +128,9 @@ def _told(benchmark: Benchmark, result: Result, args: argparse.Namespace) -> str
     copied = f"{result.rates.bytes_per_s / 1e9:.3g} GB/s"
     parts = [f"{part} {load.flop / 1e12:.4g} TFLOP in {_calls(load)}" for part, load in work.items() if load.flop]
     rates = [f"{dtype} {rate / 1e12:.3g} TFLOP/s" for dtype, rate in result.rates.flop_per_s.items()]
+    busy = "The machine did other things meanwhile: ratios hold, seconds do not. " if args.busy else ""
     lines = [
-        f"**{benchmark.title}.** {args.runs} runs after {args.warmup}, first seed {result.seed}"
+        f"**{benchmark.title}.** {busy}{args.runs} runs after {args.warmup}, first seed {result.seed}"
         f"{', one path in memory at a time' if args.alone else ', in turn'}. "
         + (f"Work of a run: {', '.join(parts)}. " if parts else "")
         + f"Rates: matrix product {', '.join(rates)}; copy {copied}. {result.machine}.",

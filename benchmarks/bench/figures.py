@@ -176,7 +176,7 @@ def to_markdown(rows: Sequence[Row], failures: Sequence[Measured] = (), *, pictu
             row.precision,
             seconds(row.median_s),
             seconds(row.p90_s),
-            f"{row.effective_flop_per_s / 1e12:.3g}",
+            f"{row.effective_flop_per_s / 1e12:.3g}" if row.effective_flop_per_s else "",
             f"{row.to_floor:.2f}",
             "" if row.speedup is None else f"{row.speedup:.2f}",
             gigabytes(row.peak_bytes),

@@ -132,7 +132,8 @@ def their_parts(model: Model, dtype: str, device: str, *parts: PartName) -> dict
 
 def their_pipeline(model: Model, dtype: str, device: str) -> Any:
     """diffusers' whole pipeline."""
-    parts = their_parts(model, dtype, device, "text", "network", "first stage")
+    parts = their_parts(model, dtype, device, *EVERYTHING)
+    import transformers
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
     from support_chain import SDXL_BETAS
 
@@ -141,6 +142,7 @@ def their_pipeline(model: Model, dtype: str, device: str) -> Any:
     scheduler = EulerDiscreteScheduler(**SDXL_BETAS, **spacing, prediction_type=kind)
     pipeline = StableDiffusionXLPipeline(**parts, scheduler=scheduler, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
+    transformers.utils.logging.disable_progress_bar()
     return pipeline
 
 
