@@ -180,11 +180,16 @@ def _whole_bytes(model: AutoencoderKL, size: tuple[int, int]) -> int:
 
 
 def _pieces_bytes(model: AutoencoderKL, size: tuple[int, int], pieces: Pieces) -> int:
-    """The largest map that is kept, or five of the middle's, and strips."""
+    """The largest map that is kept, or five of the middle's, strips, and what the libraries hold: measured on a CPU.
+
+    Where the finest is not kept, the map below it counts twice: the C library does not give back the room between
+    strips, so that the next map of that size finds none.
+    """
     pixels, itemsize = size[0] * size[1], _dtype(model).itemsize
     maps = [model.config.ch * mult / 4**depth for depth, mult in enumerate(model.config.ch_mult)]
-    kept = 0.0 if pieces.store else max(maps if pieces.keep_finest else maps[1:], default=0.0)
-    return int(pixels * (max(kept, 5 * maps[-1]) * itemsize + 24)) + 20 * pieces.strip_bytes
+    kept = max(maps if pieces.keep_finest else [2 * width for width in maps[1:]], default=0.0)
+    held = max(0.0 if pieces.store else kept, 5 * maps[-1])
+    return int(pixels * (held * itemsize + 24)) + 20 * pieces.strip_bytes + 2**28
 
 
 def _finite(
