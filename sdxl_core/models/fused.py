@@ -92,11 +92,18 @@ class Phases(nn.ModuleList):
         """Map (b, c, h, w) to (b, c', 2 h, 2 w)."""
         height, width = x.shape[2:]
         padded = F.pad(x, (1, 1, 1, 1))
-        out = x.new_empty(len(x), self.channels, height, 2, width, 2)
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        out = torch.empty(
+            (len(x), self.channels, 2 * height, 2 * width),
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=torch.channels_last if last else torch.contiguous_format,
+        )
         for i, phase in enumerate(self):
             row, column = divmod(i, 2)
-            out[:, :, :, row, :, column] = phase(padded[:, :, row : row + height + 1, column : column + width + 1])
-        return out.view(len(x), self.channels, 2 * height, 2 * width)
+            seen = padded[:, :, row : row + height + 1, column : column + width + 1]
+            out[:, :, row::2, column::2] = phase(seen)
+        return out
 
 
 class PhaseUpsample(unet.Upsample):
@@ -136,7 +143,8 @@ class DecoderPhaseUpsample(autoencoder.Upsample):
 def _phase_conv(plain: nn.Conv2d, weight: Tensor) -> nn.Conv2d:
     with torch.device("meta"):
         conv = nn.Conv2d(plain.in_channels, plain.out_channels, 2)
-    conv.weight = nn.Parameter(weight.to(plain.weight.dtype).contiguous(), requires_grad=False)
+    # `to` keeps the layout that the plain weights have.
+    conv.weight = nn.Parameter(torch.empty_like(weight, dtype=plain.weight.dtype).copy_(weight), requires_grad=False)
     conv.bias = plain.bias
     return conv
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import DeviceError
 from sdxl_core.guider_config import FreeUConfig, GuiderConfig, PagConfig, SagConfig, SegConfig
-from sdxl_core.models.fused import Remembered
+from sdxl_core.models.fused import PhaseUpsample, Remembered
+from sdxl_core.models.unet import Upsample
 from sdxl_core.passes import PASSES, apply_passes
 from sdxl_core.pipeline import decode, sample
 from sdxl_core.plan import Plan
@@ -126,3 +127,13 @@ def test_a_pass_that_cannot_be_had_is_left_out_or_refused(load: Load, monkeypatc
     assert "packed_weights" not in apply_passes(load("float32")).passes
     with pytest.raises(DeviceError, match="packed_weights cannot be made: this PyTorch was built without oneDNN"):
         apply_passes(load("float32"), ("packed_weights",))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_doubling_by_phases_keeps_the_layout_of_the_map(memory_format: torch.memory_format) -> None:
+    plain = Upsample(6).to(memory_format=memory_format)
+    x = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0)).to(memory_format=memory_format)
+    with torch.inference_mode():
+        doubled, wanted = PhaseUpsample(plain)(x, torch.Size((10, 8))), plain(x, torch.Size((10, 8)))
+    assert doubled.is_contiguous(memory_format=memory_format)
+    assert relative(doubled, wanted) < 1e-6
