@@ -43,12 +43,14 @@ class _Source:
         path: its file, or the whole model's.
         dtype: of the network beside it.
         given: whether the command line named the file.
+        passes: names of `sdxl_core.passes` that its run has made; None for all, where no record says it.
     """
 
     model: ModelConfig
     path: Path
     dtype: str
     given: bool
+    passes: tuple[str, ...] | None
 
 
 def finish_latents(flags: DecodeFlags, console: Console) -> int:
@@ -146,7 +148,8 @@ class _Finisher:
             owner = parts_owner(model) or model
             recorded = None if plan is None or flags.preset is not None else plan.vae or plan.file
             path = find_file(recorded if recorded and owner is model else owner.file.name, folders)
-        return _Source(model, path, self._dtype(latent), given is not None)
+        passes = None if plan is None or plan.passes == "auto" else plan.passes
+        return _Source(model, path, self._dtype(latent), given is not None, passes)
 
     def _dtype(self, latent: SavedLatent) -> str:
         """Of the network beside the autoencoder; float16 and float32 mean the same one, and any device has float32."""
@@ -209,12 +212,14 @@ class _Finisher:
 
     def _first_stage(self, source: _Source) -> "AutoencoderKL":
         from sdxl_core.engine import load_first_stage
+        from sdxl_core.passes import apply_first_stage_passes
 
         if self.loaded is None or self.loaded[0] != source:
             self.loaded = None  # before the next one takes its memory
             model = load_first_stage(
                 source.model, source.path, device=self.flags.device, dtype=source.dtype, reporter=self.view
             )
+            apply_first_stage_passes(model, source.passes)
             self.loaded = source, model
         return self.loaded[1]
 

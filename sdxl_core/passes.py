@@ -13,6 +13,7 @@ from torch import nn
 from sdxl_core.engine import Engine
 from sdxl_core.errors import DeviceError
 from sdxl_core.models import autoencoder, unet
+from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.fused import DecoderPhaseUpsample, FusedSelfAttention, PackedGEGLU, PhaseUpsample, Remembered
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
 from sdxl_core.ops import onednn
@@ -28,13 +29,15 @@ class Pass:
 
     Args:
         name: what a user calls it.
-        run: changes the networks of an engine.
+        run: changes the network of an engine.
         why_not: the reason why an engine cannot have it, or None.
+        first_stage: changes a first stage too; None where a pass leaves it as it is.
     """
 
     name: str
     run: Callable[[Engine], None]
     why_not: Callable[[Engine], str | None] = lambda engine: None
+    first_stage: Callable[[AutoencoderKL], None] | None = None
 
 
 def apply_passes(engine: Engine, names: Sequence[str] | None = None) -> Engine:
@@ -57,7 +60,20 @@ def apply_passes(engine: Engine, names: Sequence[str] | None = None) -> Engine:
             made.append(entry.name)
         elif names is not None:
             raise DeviceError(f"the pass {entry.name} cannot be made: {reason}", hint="leave the choice to auto")
+    apply_first_stage_passes(engine.first_stage, made)
     return replace(engine, passes=tuple(made))
+
+
+def apply_first_stage_passes(model: AutoencoderKL, names: Sequence[str] | None = None) -> None:
+    """Do to a first stage what `apply_passes` does to that of an engine, so that it gives the same picture bit for bit.
+
+    Args:
+        model: as loaded, or one that has had the same passes.
+        names: keys of `PASSES`, those that do not reach it among them; None for all.
+    """
+    for entry in PASSES.values():
+        if entry.first_stage is not None and (names is None or entry.name in names):
+            entry.first_stage(model)
 
 
 def _replace_layers(module: nn.Module, replacement: Replace) -> None:
@@ -90,17 +106,21 @@ def _keep_labels(engine: Engine) -> None:
 
 def _split_upsampling(engine: Engine) -> None:
     def replacement(layer: nn.Module) -> nn.Module | None:
+        return PhaseUpsample(layer) if isinstance(layer, unet.Upsample) else None
+
+    _replace_layers(engine.network, replacement)
+
+
+def _split_decoder_upsampling(model: AutoencoderKL) -> None:
+    def replacement(layer: nn.Module) -> nn.Module | None:
         match layer:
-            case PhaseUpsample() | DecoderPhaseUpsample():  # a first stage that serves two models
+            case DecoderPhaseUpsample():  # a first stage that serves two models
                 return layer
-            case unet.Upsample():
-                return PhaseUpsample(layer)
             case autoencoder.Upsample():
                 return DecoderPhaseUpsample(layer)
         return None
 
-    _replace_layers(engine.network, replacement)
-    _replace_layers(engine.first_stage.decoder, replacement)
+    _replace_layers(model.decoder, replacement)
 
 
 def _pack(engine: Engine) -> None:
@@ -121,7 +141,7 @@ _TABLE = (
     Pass("fused_qkv", _fuse_qkv),
     Pass("kept_text", _keep_text),
     Pass("kept_labels", _keep_labels),
-    Pass("phase_upsampling", _split_upsampling),
+    Pass("phase_upsampling", _split_upsampling, first_stage=_split_decoder_upsampling),
     Pass("packed_weights", _pack, lambda engine: onednn.why_not(engine.device, engine.dtype)),
 )
 

@@ -59,6 +59,16 @@ def test_the_picture_is_the_one_that_gen_has_written(gen: Sdxl, sdxl: Sdxl, pres
     assert Path(f"again.{format}").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("passes", ["none", "kept_text,phase_upsampling"])
+def test_the_passes_are_those_that_the_latent_was_drawn_with(
+    gen: Sdxl, sdxl: Sdxl, preset: list[object], passes: str
+) -> None:
+    run = ("--seed", 7, "--dtype", "fp32", "--save-latents", "-o", "cat.png")
+    path = gen("a cat", *run, "--passes", passes).paths[0]
+    assert sdxl("decode", path.with_suffix(SUFFIX), *preset, "-o", "again.png").code == 0
+    assert Path("again.png").read_bytes() == path.read_bytes()
+
+
 def test_without_output_it_lies_beside_its_latent(sdxl: Sdxl, picture: Path, preset: list[object]) -> None:
     before = picture.read_bytes()
     refused(sdxl("decode", picture.with_suffix(SUFFIX), *preset), 1, "cat.png exists already", "--overwrite")

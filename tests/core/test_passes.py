@@ -13,9 +13,9 @@ from torch import Tensor
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import DeviceError
 from sdxl_core.guider_config import FreeUConfig, GuiderConfig, PagConfig, SagConfig, SegConfig
-from sdxl_core.models.fused import PhaseUpsample, Remembered
+from sdxl_core.models.fused import DecoderPhaseUpsample, PhaseUpsample, Remembered
 from sdxl_core.models.unet import Upsample
-from sdxl_core.passes import PASSES, apply_passes
+from sdxl_core.passes import PASSES, apply_first_stage_passes, apply_passes
 from sdxl_core.pipeline import decode, sample
 from sdxl_core.plan import Plan
 from sdxl_core.types import Conditioning
@@ -97,6 +97,18 @@ def test_pictures_are_the_same(load: Load) -> None:
     assert abs(difference).max() <= 1
     in_pieces = decode(plain, x, decoding="pieces")[0].astype(int) - decode(fast, x, decoding="pieces")[0].astype(int)
     assert abs(in_pieces).max() <= 1
+
+
+@pytest.mark.parametrize("names", [None, (), ("fused_qkv",), ("phase_upsampling", "packed_weights")])
+def test_a_first_stage_alone_gives_the_picture_of_the_engine(load: Load, names: tuple[str, ...] | None) -> None:
+    alone, engine = load("bfloat16").first_stage, apply_passes(load("bfloat16"), names)
+    apply_first_stage_passes(alone, names)
+    x = torch.randn(1, 4, 9, 7, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(alone.decode(x.bfloat16()), engine.first_stage.decode(x.bfloat16()))
+    assert any(isinstance(layer, DecoderPhaseUpsample) for layer in alone.modules()) == (
+        names is None or "phase_upsampling" in names
+    )
 
 
 def test_words_and_sizes_are_read_once_a_run_and_forgotten_with_it(load: Load) -> None:
