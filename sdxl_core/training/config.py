@@ -21,13 +21,18 @@ class DataConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW, with a linear warm-up and then a constant or cosine learning rate."""
+    """Optimizer, with a linear warm-up and then a constant or cosine learning rate.
 
+    muon steps the hidden matrices by `sdxl_core.training.optimizers.Muon` and all other weights by AdamW.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     final_fraction: Fraction = 0.0  # of the learning rate, at the end of the cosine
-    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)  # AdamW's
+    momentum: Fraction = 0.95  # Muon's
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
 

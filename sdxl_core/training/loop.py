@@ -15,6 +15,7 @@ from sdxl_core.errors import CheckpointError, NumericsError, OutputError, UsageE
 from sdxl_core.output import whole_file, write_whole
 from sdxl_core.training.config import OptimizerConfig, TrainConfig
 from sdxl_core.training.ema import Ema, trainable
+from sdxl_core.training.optimizers import build_optimizers
 
 STATE_FILE = "state.pt"
 LOG_FILE = "log.jsonl"
@@ -67,13 +68,7 @@ class Trainer:
         self.stage, self.config, self.run_dir, self.device = stage, config, run_dir, device
         self.weights = trainable(stage.modules.named_parameters())
         self.ema = Ema(self.weights, config.ema_decay)
-        self.optimizer = torch.optim.AdamW(
-            self.weights.values(),
-            lr=config.optimizer.learning_rate,
-            betas=config.optimizer.betas,
-            weight_decay=config.optimizer.weight_decay,
-            fused=True,
-        )
+        self.optimizers = build_optimizers(self.weights, config.optimizer)
         self.step = 0
 
     def run(self) -> Generator[TrainStep, None, None]:
@@ -100,8 +95,9 @@ class Trainer:
     def _one_step(self, started: float) -> TrainStep:
         config = self.config
         rate = learning_rate(config.optimizer, self.step, config.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
             loss, values = self.stage.loss(self.step, step_generator(config.seed, self.step))
@@ -111,10 +107,12 @@ class Trainer:
                 f"the loss of step {self.step} is {loss_value}",
                 hint="resume from the last saved state with a lower learning rate",
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.weights.values(), config.optimizer.clip_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.ema.update(self.weights)
         self.step += 1
         logged = {name: value.item() for name, value in values.items()} | {"grad_norm": norm.item()}
@@ -135,7 +133,7 @@ class Trainer:
             "weights": self.weights,
             "ema": self.ema.shadow,
             "ema_updates": self.ema.updates,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         with whole_file(self.run_dir / STATE_FILE, overwrite=True) as file:
             try:
@@ -171,7 +169,8 @@ class Trainer:
             for name, weight in self.weights.items():
                 weight.copy_(state["weights"][name])
         self.ema.load(state["ema"], state["ema_updates"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self.step = state["step"]
         return True
 
