@@ -34,12 +34,11 @@ def rasterise(icons: IconSet, slug: str, side: int) -> Image.Image:
     return image.crop(box)
 
 
-def fit(icon: Image.Image, width: float, height: float, flip: bool = False) -> Image.Image:
+def fit(icon: Image.Image, width: float, height: float) -> Image.Image:
     """The icon scaled to fit in a box of `width` x `height` pixels, its shape kept."""
     scale = min(width / icon.width, height / icon.height)
     size = (max(1, round(icon.width * scale)), max(1, round(icon.height * scale)))
-    small = icon.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return small.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else small
+    return icon.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def compose(size: tuple[int, int], background: str, placed: list[tuple[Image.Image, float, float]]) -> Image.Image:

@@ -1,8 +1,8 @@
 """Judging pictures: which thing is drawn, on which background, in which style; where it lies and how sharp it is.
 
 Pictures are (h, w, 3) uint8 arrays. Things are told apart at low resolution: a picture is reduced to a quarter of its
-size and compared, by squared distance in RGB, with every thing's own drawing on the right background in a few sizes,
-both ways round and at small shifts.
+size and compared, by squared distance in RGB, with every thing's own drawing on the right background,
+in a few sizes and at small shifts.
 """
 
 import json
@@ -59,7 +59,7 @@ class References:
         for name in self.things:
             with Image.open(data / "references" / style / f"{name}.png") as file:
                 icon = file.convert("RGBA")
-            drawn.append([_reduced(fit(icon, *box, flip), canvas) for box in boxes for flip in (False, True)])
+            drawn.append([_reduced(fit(icon, *box), canvas) for box in boxes])
         stack = np.array(drawn, dtype=np.float32)
         return Bank(stack[..., :3], stack[..., 3])
 

@@ -7,7 +7,7 @@ import tomli
 from sources import IconSet
 
 TABLE = Path(__file__).with_name("things.toml")
-CORE_THINGS = 287  # the last section of the table starts here
+CORE_THINGS = 204  # the last section of the table starts here
 _AN_EXCEPTIONS = {"unicorn": "a", "ufo": "a", "hourglass": "an"}
 
 
@@ -19,7 +19,6 @@ class Thing:
     slug: str
     also: tuple[str, ...]
     article: str | None
-    flip: bool
     group: str
 
     def phrase(self, name: str | None = None) -> str:
@@ -55,6 +54,5 @@ def load_things(count: int, sets: dict[str, IconSet], official: dict[str, tuple[
             if word in owner:
                 raise SystemExit(f"{TABLE.name}: {word!r} names both {owner[word]} and {name}")
             owner[word] = name
-        article, flip = entry.get("article"), entry.get("flip", True)
-        things.append(Thing(name, slug, also, article, flip, official[slug][1]))
+        things.append(Thing(name, slug, also, entry.get("article"), official[slug][1]))
     return things[:count]

@@ -37,7 +37,7 @@ def draw_icon(shape: str, colour: tuple[int, int, int]) -> Image.Image:
 
 
 def things() -> list[Thing]:
-    return [Thing(shape, shape, (f"plain {shape}",), None, True, "Shapes") for shape in SHAPES]
+    return [Thing(shape, shape, (f"plain {shape}",), None, "Shapes") for shape in SHAPES]
 
 
 def icons() -> Icons:

@@ -149,14 +149,14 @@ def test_a_caption_without_a_colour_stands_for_white_alone(shapes: Path) -> None
 @pytest.mark.parametrize(
     ("thing", "name", "phrase"),
     [
-        (Thing("cat", "cat", (), None, True, ""), None, "a cat"),
-        (Thing("owl", "owl", (), None, True, ""), None, "an owl"),
-        (Thing("unicorn", "unicorn", (), None, True, ""), None, "a unicorn"),
-        (Thing("hourglass", "hourglass-done", (), None, True, ""), None, "an hourglass"),
-        (Thing("moon", "moon", (), "the", True, ""), None, "the moon"),
-        (Thing("fries", "fries", ("chips",), "", True, ""), "chips", "chips"),
-        (Thing("grapes", "grapes", ("bunch of grapes",), "", True, ""), "bunch of grapes", "a bunch of grapes"),
-        (Thing("gift", "gift", ("aeroplane",), None, True, ""), "aeroplane", "an aeroplane"),
+        (Thing("cat", "cat", (), None, ""), None, "a cat"),
+        (Thing("owl", "owl", (), None, ""), None, "an owl"),
+        (Thing("unicorn", "unicorn", (), None, ""), None, "a unicorn"),
+        (Thing("hourglass", "hourglass-done", (), None, ""), None, "an hourglass"),
+        (Thing("moon", "moon", (), "the", ""), None, "the moon"),
+        (Thing("fries", "fries", ("chips",), "", ""), "chips", "chips"),
+        (Thing("grapes", "grapes", ("bunch of grapes",), "", ""), "bunch of grapes", "a bunch of grapes"),
+        (Thing("gift", "gift", ("aeroplane",), None, ""), "aeroplane", "an aeroplane"),
     ],
 )
 def test_articles(thing: Thing, name: str | None, phrase: str) -> None:
