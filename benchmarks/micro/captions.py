@@ -20,7 +20,7 @@ _NO_STYLE = (
 )
 _NO_COLOUR = ("{thing}, {style} style", "{style} emoji of {thing}", "{thing} in {style} style", "{style} {bare}")
 _NEITHER = ("{thing}", "{thing}", "{bare}")
-_STYLE_NAMED = 0.72
+_STYLE_NAMED = 0.85
 _COLOUR_NAMED_ON_WHITE = 0.5
 _NO_ARTICLE = 0.15
 
