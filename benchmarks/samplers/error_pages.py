@@ -133,34 +133,21 @@ def micro_figures(found: Mapping[str, Any]) -> dict[str, bytes]:
 
 def micro_text(found: Mapping[str, Any], mixture: Mapping[str, Any]) -> str:
     """Figures and tables of the trained network, and how far the mixture foretells them."""
-    laws = {scale: runs_of(part) for scale, part in found["laws"].items()}
-    guidance, guided = next(iter(laws.items()))  # the preset's own comes first
+    ((guidance, law),) = found["laws"].items()
+    guided = runs_of(law)
     figures = micro_figures(found)
     budgets = sorted({run.budget for run in guided})
-    own, *others = found["laws"][guidance]["presets"].items()
+    own, *others = law["presets"].items()
     effects = "; ".join(f"{name} {percent(error)} %" for name, error in found["effects"].items())
-    missing = [
-        f"guidance {scale}: {len(laws.get(scale, ()))} of {found['asked']}"
-        for scale in (guidance, "1")
-        if len(laws.get(scale, ())) < found["asked"]
-    ]
+    missing = found["asked"] - len(guided)
     parts = [
         f"{found['model']}, sha256 `{found['sha256']}`, {found['dtype']}, {found['pictures']} prompts, picture i from "
         f"seed i. The reference, {found['reference']}, is "
-        f"{percent(found['laws'][guidance]['checked'])} % from {found['check']}. All errors are in percent.",
-        *([f"Not every walk has been measured yet: {'; '.join(missing)}."] if missing else []),
+        f"{percent(law['checked'])} % from {found['check']}. All errors are in percent.",
+        *([f"Not every walk has been measured yet: {len(guided)} of {found['asked']}."] if missing else []),
         *(f"![{alt}]({FOLDER}/{name})" for name, alt in _MICRO_FIGURES.items() if name in figures),
         f"The nearest of all, guidance {guidance}, and the place of some that are well known:",
         error_tables.nearest(guided, budgets, BESIDE_MICRO),
-        *(
-            part
-            for scale, runs in laws.items()
-            if scale != guidance and runs
-            for part in (
-                "The same without guidance:",
-                error_tables.nearest(runs, sorted({run.budget for run in runs}), BESIDE_MICRO),
-            )
-        ),
         f"Every sampler on {SCHEDULE_SHOWN}, guidance {guidance}:",
         error_tables.by_budget(_picked(guided, schedule=SCHEDULE_SHOWN), "method", budgets, SORTED_AT),
         f"Every schedule with {METHODS_SHOWN[1]}, guidance {guidance}:",

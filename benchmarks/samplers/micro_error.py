@@ -1,4 +1,4 @@
-"""The same question to a trained network: micro, guided and not, two pictures in one batch."""
+"""The same question to a trained network: micro as its preset guides it, two pictures in one batch."""
 
 import hashlib
 import time
@@ -137,7 +137,7 @@ def walk_name(method: Method, schedule: str, steps: int) -> str:
 
 
 def measure_micro(path: Path, preset_name: str, out: Path, most_s: float) -> dict[str, Any]:
-    """Every method on every schedule of `SCHEDULES`: with the preset's guidance and then, if time is left, without.
+    """Every method on every schedule of `SCHEDULES`: with the preset's guidance.
 
     What an earlier run has found for the same weights is not asked again: it lies in files of `out`.
 
@@ -160,16 +160,14 @@ def measure_micro(path: Path, preset_name: str, out: Path, most_s: float) -> dic
         "bfloat16": lambda: Micro(path, preset, "bfloat16").latents(guided, *own),
         "levels moved to trained ones": lambda: micro.latents(guided, *own, snap="level"),
     }
-    laws = {}
-    for scale in dict.fromkeys((guided, 1.0)):
-        solution = out / f"micro-{digest}-{scale:g}.safetensors"
-        if scale == guided or solution.exists() or time.monotonic() < until:
-            law = Law(micro, scale, answers, solution)
-            laws[f"{scale:g}"] = {
-                "checked": law.error(*CHECK),
-                "presets": {walk_name(*walk): law.error(*walk) for walk in (own, *BESIDE_OWN)},
-                "runs": [asdict(run) for run in law.runs(until)],
-            }
+    law = Law(micro, guided, answers, out / f"micro-{digest}-{guided:g}.safetensors")
+    laws = {
+        f"{guided:g}": {
+            "checked": law.error(*CHECK),
+            "presets": {walk_name(*walk): law.error(*walk) for walk in (own, *BESIDE_OWN)},
+            "runs": [asdict(run) for run in law.runs(until)],
+        }
+    }
     return {
         "model": path.name,
         "sha256": digest,

@@ -185,22 +185,20 @@ def test_the_schedule_that_is_left_out_is_another_one() -> None:
     assert levels("polyexponential", 12) == pytest.approx(levels("exponential", 12), rel=1e-6)
 
 
-def page_of_micro(runs: Sequence[Run], *, free: Sequence[Run]) -> dict[str, Any]:
+def page_of_micro(runs: Sequence[Run], asked: int | None = None) -> dict[str, Any]:
     law = {"checked": 0.0002, "presets": {"20 steps": 0.0123, "30 steps": 0.2}}
+    asked = len(runs) if asked is None else asked
     return {
-        **{"model": "m.safetensors", "sha256": "0" * 16, "dtype": "float32", "pictures": 2, "asked": len(runs)},
+        **{"model": "m.safetensors", "sha256": "0" * 16, "dtype": "float32", "pictures": 2, "asked": asked},
         **{"reference": "1000 steps", "check": "250 steps", "effects": {"bfloat16": 0.004}},
-        "laws": {
-            "3": {**law, "runs": [asdict(run) for run in runs]},
-            "1": {**law, "runs": [asdict(run) for run in free]},
-        },
+        "laws": {"3": {**law, "runs": [asdict(run) for run in runs]}},
     }
 
 
 def test_the_page_of_the_network_tells_what_it_is_and_every_error() -> None:
     with_second = [Run(METHODS_SHOWN[1], name, 16, 16, 16, error) for name, error in (("karras", 0.05), ("beta", 0.07))]
     runs = [*(run for run in RUNS if run.schedule == SCHEDULE_SHOWN), *with_second]
-    found = page_of_micro(runs, free=runs[:2])
+    found = page_of_micro(runs)
     mixture = {"5": {"runs": [asdict(replace(run, error=run.error**2)) for run in runs]}}
     text = micro_text(found, mixture)
     assert "| `euler` | 10 | 5.0 |" in text
@@ -217,10 +215,9 @@ def test_the_page_of_the_network_tells_what_it_is_and_every_error() -> None:
 def test_walks_that_are_missing_are_counted() -> None:
     runs = [*RUNS, Run("uni_pc", "karras", 16, 16, 16, 0.05)]
     mixture = {"5": {"runs": []}}
-    assert "Not every walk" not in micro_text(page_of_micro(runs, free=runs), mixture)
-    text = micro_text(page_of_micro(runs, free=[]), mixture)
-    assert f"Not every walk has been measured yet: guidance 1: 0 of {len(runs)}." in text
-    assert "without guidance" not in text
+    assert "Not every walk" not in micro_text(page_of_micro(runs), mixture)
+    text = micro_text(page_of_micro(runs, asked=len(runs) + 7), mixture)
+    assert f"Not every walk has been measured yet: {len(runs)} of {len(runs) + 7}." in text
 
 
 @pytest.mark.parametrize("budget", BUDGETS_ASKED)
@@ -228,7 +225,7 @@ def test_a_run_that_was_stopped_has_figures_of_what_it_knows(budget: int) -> Non
     methods = ["euler", *METHODS_SHOWN]
     first = [Run(name, schedule, 16, 16, 16, 0.1) for schedule in SCHEDULES_ASKED for name in methods]
     more = [] if budget == 16 else [Run("euler", "karras", budget, budget, budget, 0.05)]
-    found = page_of_micro([*first, *more], free=[])
+    found = page_of_micro([*first, *more])
     curves = [] if budget == 16 else ["micro_samplers.svg", "micro_schedules.svg"]
     assert sorted(micro_figures(found)) == sorted(["micro_map.svg", *curves])
     named = re.findall(r"samplers/(\w+[.]svg)", micro_text(found, {"5": {"runs": []}}))
