@@ -135,3 +135,12 @@ class RefineFlags(Img2ImgFlags):
         list[str] | None,
         value("--prompt", metavar="TEXT", help="What they show; else what each one's record says.", panel=WHAT),
     ] = None
+    strength: Annotated[
+        float | None,
+        value(
+            "--strength",
+            metavar="S",
+            help="Share of the steps that is walked, above 0 to 1; 0.15 if not given.",
+            panel=START,
+        ),
+    ] = None

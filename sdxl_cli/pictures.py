@@ -202,15 +202,17 @@ def recorded_prompts(paths: Sequence[Path]) -> list[str]:
     """The prompts that pictures were drawn from, as their records say.
 
     Raises:
-        PictureError: one is missing.
+        PictureError: one is missing, or cannot be read.
         UsageError: one has none.
     """
     prompts = []
     for path, prompt in [(path, _recorded(path, "prompt")) for path in paths]:  # what is missing is said first
         if not isinstance(prompt, str) or not prompt.strip():
+            if path.suffix != LATENT:
+                read_picture(path)  # no picture, or a damaged one, is said first: a prompt would not help
             raise UsageError(
                 f"no prompt was given, and {path} has none in a record of its own",
-                hint='say what it shows, with --prompt "a cat" or after the picture',
+                hint='say what it shows, such as --prompt "a cat"',
             )
         prompts.append(prompt)
     return prompts

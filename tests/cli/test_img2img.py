@@ -132,6 +132,10 @@ def test_without_a_prompt_a_picture_brings_its_own(img2img: Sdxl, gen: Sdxl) -> 
     result = img2img("photo.png")
     assert (result.code, result.out) == (2, "")
     assert "no prompt was given, and photo.png has none in a record of its own" in result.err
+    Path("text.png").write_text("no picture")
+    result = img2img("text.png")
+    assert (result.code, result.out) == (1, "")
+    assert "text.png: not a picture that can be read" in result.err
 
 
 def test_the_size_is_what_was_asked_for(img2img: Sdxl) -> None:
