@@ -24,6 +24,9 @@ two fits (auto); or in tiles that are blended, which changes the picture."""
 Encoding = Literal["mode", "sample"]
 """How the first stage, which tells the likely latents of a picture, settles on one."""
 
+Score = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+"""An aesthetic score."""
+
 
 class NetworkConfig(Config):
     """The UNet. Source: the published configs of the base and the refiner.
@@ -392,7 +395,7 @@ class RecipeConfig(Config):
     original_size: tuple[Positive, Positive] | None = None  # None: the picture's own
     crop_coords_top_left: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
     target_size: tuple[Positive, Positive] | None = None  # None: the picture's own
-    aesthetic_score: Finite = 6.0  # refiner only
-    negative_aesthetic_score: Finite = 2.5  # refiner only
+    aesthetic_score: Score = 6.0  # refiner only
+    negative_aesthetic_score: Score = 2.5  # refiner only
     source: SourceConfig = SourceConfig()
     decoding: Decoding = "auto"

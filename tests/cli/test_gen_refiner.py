@@ -101,6 +101,7 @@ def test_a_dry_run_shows_the_switch_and_where_both_models_are(refined: Sdxl) -> 
         (["--refiner", "--refiner-preset", "REFINER"], 2, "outside the schedule of 3 steps: the second model"),
         (["--refine", "steps@4/9", "--steps", "5", "--refiner-preset", "REFINER"], 2, "speaks of 9 steps"),
         (["--aesthetic-score", "7"], 2, "an aesthetic score has no effect: tiny-base reads none"),
+        (["--refiner", "--aesthetic-score", "11"], 2, "--aesthetic-score: must be at most 10.0, got 11.0"),
         (["--refiner-preset", "REFINER", "--refiner-model", "tiny_base.safetensors"], 4, "needs an SDXL refiner"),
         (["--model", "tiny_refiner.safetensors"], 4, "needs an SDXL base"),
         (["--refiner-preset", "REFINER", "--refiner-model", "none.safetensors"], 4, "none.safetensors"),
