@@ -8,7 +8,7 @@ from sdxl_cli.chart import PALETTE
 from sdxl_cli.marks import Area, Colour, Dot, Label, Mark, Path, Point
 from sdxl_cli.plot import log_ticks
 
-WIDTH, HEIGHT = 1400, 780
+HEIGHT = 780
 _TOP, _BOTTOM = 110, HEIGHT - 80
 _INK, _SOFT, _GRID, _REST = (33, 37, 41), (108, 117, 125), (233, 236, 239), (206, 212, 218)
 _LEFT, _PANEL, _NAMES = 100, 470, 190  # pixels: of the left margin, a panel, the names at its right
@@ -26,6 +26,11 @@ class Panel:
     title: str
     curves: Mapping[str, Sequence[Point]]
     named: Sequence[str]
+
+
+def figure_width(panels: int) -> int:
+    """Pixels that a figure of so many panels takes."""
+    return 80 + (_PANEL + _NAMES) * panels
 
 
 def error_figure(panels: Sequence[Panel], title: str) -> list[Mark]:

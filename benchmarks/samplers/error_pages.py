@@ -6,7 +6,7 @@ from typing import Any
 import error_tables
 import mixture_error
 from error import BUDGETS, Run
-from error_figure import HEIGHT, WIDTH, Panel, error_figure, error_map, percent
+from error_figure import HEIGHT, Panel, error_figure, error_map, figure_width, percent
 
 from sdxl_cli.marks import to_svg
 
@@ -60,7 +60,7 @@ def _schedules_panel(runs: Sequence[Run], method: str, title: str) -> Panel:
 
 
 def _drawn(panels: Sequence[Panel], title: str) -> bytes:
-    return to_svg(error_figure(panels, title), WIDTH, HEIGHT)
+    return to_svg(error_figure(panels, title), figure_width(len(panels)), HEIGHT)
 
 
 def _figures(name: str, laws: Mapping[str, Sequence[Run]], guided: str) -> dict[str, bytes]:
