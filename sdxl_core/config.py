@@ -20,7 +20,6 @@ Decoding = Literal["auto", "whole", "pieces", "tiles"]
 """How the first stage makes pictures of latents: whole; in pieces, which is the same in little memory; whichever of the
 two fits (auto); or in tiles that are blended, which changes the picture."""
 
-
 Encoding = Literal["mode", "sample"]
 """How the first stage, which tells the likely latents of a picture, settles on one."""
 

@@ -134,7 +134,7 @@ def test_a_sampler_named_by_a_flag_drops_options_of_the_presets_own(tmp_path: Pa
     size=st.tuples(sides, sides),
     crop=st.tuples(st.integers(0, 9999), st.integers(0, 9999)),
     scale=reals,
-    score=reals,
+    score=st.floats(0, 10),
     steps=st.integers(1, 1000),
     eta=st.none() | st.floats(0, 1e9),
 )

@@ -1,5 +1,6 @@
 """What a plan is said to take, against what PyTorch counts while it is run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ REFINED = RefinerPlan(model="tiny-refiner", file="r.safetensors", mode="share@0.
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
     folder: Path = tmp_path_factory.mktemp("work")
     kinds: Any = ("base", "refiner", "inpaint")
     return {
@@ -38,6 +39,12 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
         )
         for kind in kinds
     }
+
+
+@pytest.fixture
+def engines(loaded: dict[str, Engine]) -> dict[str, Engine]:
+    """With nothing encoded yet: a prompt that an engine remembers takes no work."""
+    return {kind: replace(engine) for kind, engine in loaded.items()}
 
 
 def plan_of(**changes: Any) -> Plan:
