@@ -19,7 +19,8 @@ def img2img(flags: Img2ImgFlags) -> None:
     """Draw pictures that start from PICTURE and show what PROMPT says; print their paths.
 
     Without --size they have the picture's own size, to the nearest multiple of 8; --aspect input takes the nearest that
-    the model was trained on. With --mask or --pad a part is painted and all else stays to the byte.
+    the model was trained on. With --mask or --pad a part is painted and all else stays to
+    the byte, unless the whole has to be resized: sides become multiples of 8.
     """
     from sdxl_cli.jobs import resolve_run
     from sdxl_cli.pictures import gather_pictures
