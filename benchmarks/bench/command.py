@@ -47,9 +47,10 @@ def options(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", action="append", help="of the network; may be repeated; default: see the page")
     parser.add_argument("--path", action="append", help="leave out the other contenders; may be repeated")
-    parser.add_argument("--compiled", action="store_true", help="diffusers compiled too: minutes, default on CUDA only")
+    parser.add_argument("--compiled", action="store_true", help="diffusers compiled too, which takes minutes")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--compare", type=int, metavar="N", help="hold N runs against float32; default: all")
     parser.add_argument("--alone", action="store_true", help="one contender in memory at a time")
     parser.add_argument("--seed", type=int, help="of the first input; default: another one each time")
     parser.add_argument("--busy", action="store_true", help="say that the machine did other things meanwhile")
@@ -82,9 +83,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> Result:
     """Measure and tell."""
     on_cuda = benchmark.subject.device.startswith("cuda")
     dtypes = args.dtype or _dtypes(on_cuda)
-    wanted = args.path or [
-        name for name in benchmark.contenders if args.compiled or on_cuda or not name.endswith("compiled")
-    ]
+    wanted = args.path or [name for name in benchmark.contenders if args.compiled or not name.endswith("compiled")]
     if unknown := set(wanted) - set(benchmark.contenders):
         raise SystemExit(f"{benchmark.name}: no path {', '.join(unknown)}; there are {', '.join(benchmark.contenders)}")
     result = measure(
@@ -93,6 +92,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> Result:
         runs=args.runs,
         warmup=args.warmup,
         reference=Contender("diffusers", "float32") if benchmark.compared else None,
+        compared=args.compare,
         alone=args.alone,
         seed=args.seed,
         say=lambda text: print(f"{benchmark.name}: {text}", file=sys.stderr, flush=True),
@@ -115,7 +115,7 @@ def _dtypes(on_cuda: bool) -> list[str]:
     from sdxl_core.devices import has_native_bfloat16
 
     if on_cuda:
-        return ["float16", "bfloat16"]
+        return ["float16"]
     return ["float32", "bfloat16"] if has_native_bfloat16() else ["float32"]
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -191,7 +192,6 @@ class _Book:
 
     facts: Facts | None = None
     seconds: list[float] = field(default_factory=list)
-    results: dict[int, NDArray[Any]] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     failure: str = ""
@@ -205,6 +205,7 @@ def measure(
     warmup: int,
     peer: str = "diffusers",
     reference: Contender | None = None,
+    compared: int | None = None,
     alone: bool = False,
     seed: int | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -217,7 +218,8 @@ def measure(
         runs: that count.
         warmup: runs before, that do not.
         peer: the contender whose time the others' are divided into, dtype by dtype.
-        reference: what the results are compared with; it runs first, and is gone when the others are loaded.
+        reference: what the results are compared with; it runs first, and on a CPU is gone when the others are loaded.
+        compared: how many runs are compared; None for all that count.
         alone: one contender in memory at a time.
         seed: of the first input; None draws one.
         say: takes a line of progress.
@@ -225,26 +227,26 @@ def measure(
     first = secrets.randbelow(2**31) if seed is None else seed
     seeds = list(range(first, first + warmup + runs))
     counted = seeds[warmup:]
-    exact: dict[int, NDArray[Any]] = {}
-    if reference is not None:
-        say(f"{reference.name} in {reference.dtype}, to compare with")
-        book = _Book()
-        _play(subject, {reference: book}, counted, counted)
-        if book.failure:
-            raise SystemExit(f"the reference cannot be run: {book.failure}")
-        exact = book.results
     dtypes = tuple(dict.fromkeys(["float32", *(contender.dtype for contender in contenders)]))
-    meter = Worker(subject.device, partial(_prepare_meter, subject.device, dtypes))
     books = {contender: _Book() for contender in contenders}
     groups = [[contender] for contender in contenders] if alone else [list(contenders)]
+    exact: dict[int, NDArray[Any]] = {}
     rates = []
-    try:
+    with ExitStack() as stack:
+        # A GPU is lent by the minute, and has the memory: the others load while the reference runs.
+        early = _started(subject, groups[0], stack) if subject.device != "cpu" and not alone else {}
+        if reference is not None:
+            say(f"{reference.name} in {reference.dtype}, to compare with")
+            exact = _reference(subject, reference, counted[:compared])
+        meter = Worker(subject.device, partial(_prepare_meter, subject.device, dtypes))
+        stack.callback(meter.close)
         machine = meter.ready()
         for group in groups:
             say(", ".join(f"{contender.name} in {contender.dtype}" for contender in group))
-            rates += _play(subject, {contender: books[contender] for contender in group}, seeds, counted, exact, meter)
-    finally:
-        meter.close()
+            with ExitStack() as own:
+                workers = early or _started(subject, group, own)
+                played = {contender: books[contender] for contender in group}
+                rates += _play(workers, played, seeds, counted, exact, meter)
     measured = {
         contender: Measured(contender.name, book.facts, book.seconds, book.errors, book.peak_bytes, book.failure)
         for contender, book in books.items()
@@ -262,54 +264,62 @@ def measure(
     return Result(rows, [m for m in measured.values() if m.failure], best, machine, first)
 
 
+def _started(subject: Subject, contenders: Sequence[Contender], stack: ExitStack) -> dict[Contender, Worker]:
+    """A process each, which loads from now on, and is closed with the stack."""
+    workers = {}
+    for contender in contenders:
+        workers[contender] = Worker(subject.device, partial(subject.prepare, contender), imports=contender.imports)
+        stack.callback(workers[contender].close)
+    return workers
+
+
+def _reference(subject: Subject, contender: Contender, seeds: Sequence[int]) -> dict[int, NDArray[Any]]:
+    """What the others' results are compared with."""
+    prepare = partial(subject.prepare, contender)
+    worker = Worker(subject.device, prepare, imports=contender.imports, exact=True)
+    try:
+        worker.ready()
+        return {seed: worker.run(seed)[1] for seed in seeds}
+    except CannotRunError as error:
+        raise SystemExit(f"the reference cannot be run: {error}") from error
+    finally:
+        worker.close()
+
+
 def _play(
-    subject: Subject,
+    workers: dict[Contender, Worker],
     books: Mapping[Contender, _Book],
     seeds: Sequence[int],
     counted: Sequence[int],
-    exact: Mapping[int, NDArray[Any]] | None = None,
-    meter: Worker | None = None,
+    exact: Mapping[int, NDArray[Any]],
+    meter: Worker,
 ) -> list[Rates]:
-    """Load the contenders one after the other, then run them round by round; who fails is left out from there on.
-
-    Without `exact` to compare with, the results are what others will be compared with.
-    """
-    workers: dict[Contender, Worker] = {}
+    """Run the contenders round by round, once all have loaded; who fails is left out from there on."""
     rates = []
-    try:
-        for contender, book in books.items():
-            workers[contender] = Worker(
-                subject.device, partial(subject.prepare, contender), imports=contender.imports, exact=exact is None
-            )
+    for contender in list(workers):
+        try:
+            books[contender].facts = workers[contender].ready()
+        except CannotRunError as error:
+            books[contender].failure = str(error)
+            workers.pop(contender).close()
+    for turn, seed in enumerate(seeds):
+        names = list(workers)
+        for contender in names[turn % len(names) :] + names[: turn % len(names)] if names else []:
+            book = books[contender]
+            time.sleep(_REST_S)
             try:
-                book.facts = workers[contender].ready()
+                seconds, result = workers[contender].run(seed)
             except CannotRunError as error:
                 book.failure = str(error)
                 workers.pop(contender).close()
-        for turn, seed in enumerate(seeds):
-            names = list(workers)
-            for contender in names[turn % len(names) :] + names[: turn % len(names)] if names else []:
-                book = books[contender]
-                time.sleep(_REST_S)
-                try:
-                    seconds, result = workers[contender].run(seed)
-                except CannotRunError as error:
-                    book.failure = str(error)
-                    workers.pop(contender).close()
-                    continue
-                if seed in counted:
-                    book.seconds.append(seconds)
-                    if exact is None:
-                        book.results[seed] = result
-                    elif seed in exact:
-                        book.errors.append(relative_error(result, exact[seed]))
-            if meter is not None:
-                rates.append(meter.run(seed)[1])
-        for contender, worker in workers.items():
-            books[contender].peak_bytes = worker.finish()
-    finally:
-        for worker in workers.values():
-            worker.close()
+                continue
+            if seed in counted:
+                book.seconds.append(seconds)
+            if seed in exact:
+                book.errors.append(relative_error(result, exact[seed]))
+        rates.append(meter.run(seed)[1])
+    for contender, worker in workers.items():
+        books[contender].peak_bytes = worker.finish()
     return rates
 
 

@@ -108,12 +108,13 @@ def subjects(model: Model) -> dict[str, Subject]:
         "decode": first_stage.FirstStage(model, "cpu", "decode"),
         "encode": first_stage.FirstStage(model, "cpu", "encode"),
         "text": text_encoding.Text(model, "cpu"),
+        "image": picture.Pictures(model, "cpu", "memory"),
         "picture": picture.Pictures(model, "cpu"),
-        "throughput": picture.Pictures(model, "cpu", 2),
+        "throughput": picture.Pictures(model, "cpu", "memory", 2),
     }
 
 
-@pytest.mark.parametrize("name", ["step", "decode", "encode", "text", "picture", "throughput"])
+@pytest.mark.parametrize("name", ["step", "decode", "encode", "text", "image", "picture", "throughput"])
 @torch.inference_mode()
 def test_both_paths_do_the_same_work(model: Model, name: str) -> None:
     subject = subjects(model)[name]
@@ -146,7 +147,7 @@ def test_every_table_has_its_place_in_the_page() -> None:
     args = options(None).parse_args(["--device", "cpu"])
     args.full = None
     names = [benchmark.name for benchmark, _ in run_all.benchmarks(args)]
-    assert len(set(names)) == len(run_all.EVERYWHERE) + 1  # the first stage has two
+    assert len(set(names)) == len(run_all.EVERYWHERE) + 2  # the first stage and the picture have two
     places = [*names, *(name.replace("micro-cpu", "sdxl-base-1.0-cuda") for name in names), "step-sdxl-base-1.0-cpu"]
     assert [name for name in places if f"<!-- {name}: begin -->\n" not in page] == []
 
