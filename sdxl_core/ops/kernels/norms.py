@@ -1,0 +1,326 @@
+"""Norms with what stands before and after them, in as few passes over memory as there can be."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_PROGRAMS = 512
+"""How many programs share a group norm: four for each multiprocessor of the largest GPUs, all at work at once."""
+
+_TILE = 4096
+"""Elements that a program of 128 threads holds at a time."""
+
+_LINE = 64
+"""Channels that make 128 bytes in 16 bit, what memory moves at best."""
+
+
+def group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool, shift: Tensor | None = None
+) -> Tensor:
+    """Group norm of x + shift, then SiLU if wanted; costs reading x twice and writing it once.
+
+    A map is cut into chunks of rows, so that every multiprocessor has a part even where there are few images. The first
+    pass measures mean and sum of squared deviations of every group in every chunk; in the second each program puts
+    those of its groups together (Chan, Golub, LeVeque 1979, equation 2.1) and normalises its chunk.
+
+    Args:
+        x: (b, c, h, w) channels_last, in float16, bfloat16 or float32.
+        weight: (c,).
+        bias: (c,).
+        groups: divides c.
+        eps: added to the variance.
+        silu: apply SiLU to the result, before it is rounded.
+        shift: (c,), (1, c) or (b, c), its channels side by side in memory; added to x before all else, and the sum
+            is not rounded: a convolution's bias, an embedding.
+
+    Returns:
+        (b, c, h, w) channels_last, of x's dtype.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    b, c, height, width = x.shape
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    rows, per_group = height * width, c // groups
+    together = _groups_together(groups, per_group)
+    channels = together * per_group
+    columns = triton.next_power_of_2(channels)
+    tile = max(1, _TILE // columns)
+    blocks = groups // together
+    chunk = triton.cdiv(triton.cdiv(rows, triton.cdiv(_PROGRAMS, b * blocks)), tile) * tile
+    chunks = triton.cdiv(rows, chunk)
+    moments = torch.empty(b, groups, chunks, 2, dtype=torch.float32, device=x.device)
+    sizes = {
+        "CHANNELS": channels,
+        "PER_GROUP": per_group,
+        "ROWS": tile,
+        "COLUMNS": columns,
+        "GROUPS": triton.next_power_of_2(together),
+    }
+    stride = shift.stride(0) if shift is not None and shift.dim() == 2 and len(shift) > 1 else 0
+    given = {"SHIFTED": shift is not None}
+    grid = (blocks, chunks, b)
+    with torch.cuda.device_of(x):
+        _measure[grid](x, shift, stride, moments, rows, chunk, c, groups, **given, **sizes, num_warps=4)
+        _normalise[grid](
+            *(x, shift, stride, moments, weight, bias, out, rows, chunk, chunks, c, groups, eps),
+            **given,
+            **sizes,
+            SILU=silu,
+            CHUNKS=triton.next_power_of_2(chunks),
+            num_warps=4,
+        )
+    return out
+
+
+def add(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+    """The sum x + y + bias, rounded once.
+
+    Args:
+        x: (b, c, h, w) channels_last.
+        y: the same.
+        bias: (c,) or None.
+
+    Returns:
+        (b, c, h, w) channels_last, of x's dtype.
+    """
+    x, y = (part.contiguous(memory_format=torch.channels_last) for part in (x, y))
+    c = x.shape[1]
+    m = x.numel() // c
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    grid = (triton.cdiv(c, _LINE) * triton.cdiv(m, _TILE // _LINE),)
+    with torch.cuda.device_of(x):
+        _add[grid](x, y, bias, out, m, c, BIASED=bias is not None, ROWS=_TILE // _LINE, COLUMNS=_LINE, num_warps=4)
+    return out
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    delta: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Layer norm of x + delta + delta_bias, beside that sum; costs one pass over what is given and what is made.
+
+    Args:
+        x: (m, c) in float16, bfloat16 or float32, c at most 8192.
+        weight: (c,).
+        bias: (c,).
+        eps: added to the variance.
+        delta: (m, c), or None for nothing.
+        delta_bias: (c,), or None for nothing.
+
+    Returns:
+        The sum, or x itself where there is no `delta`, whatever the bias; and the norm of the sum. Both (m, c).
+    """
+    x = x.contiguous()
+    m, c = x.shape
+    summed = x if delta is None else torch.empty_like(x)
+    if delta is not None:
+        delta = delta.contiguous()
+    out = torch.empty_like(x)
+    columns = triton.next_power_of_2(c)
+    given = {"ADDED": delta is not None, "BIASED": delta_bias is not None}
+    with torch.cuda.device_of(x):
+        _layer_norm[(m,)](
+            *(x, delta, delta_bias, weight, bias, summed, out, c, eps),
+            **given,
+            COLUMNS=columns,
+            num_warps=min(16, max(1, columns // 512)),
+        )
+    return summed, out
+
+
+def _groups_together(groups: int, per_group: int) -> int:
+    """How many groups a program reads side by side: the fewest that fill a line of memory and divide all."""
+    return next(n for n in range(1, groups + 1) if groups % n == 0 and (n * per_group >= _LINE or n == groups))
+
+
+@triton.jit
+def _to_groups(of_channels, members):
+    """Sums over the channels of each group: (channels,) to (groups,)."""
+    return tl.sum(tl.where(members, of_channels[:, None], 0.0), axis=0)
+
+
+@triton.jit
+def _to_channels(of_groups, members):
+    """To each channel what its group has: (groups,) to (channels,)."""
+    return tl.sum(tl.where(members, of_groups[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def _shift_of(shift, stride, image, channel, inside, SHIFTED: tl.constexpr):
+    if SHIFTED:
+        return tl.load(shift + image * stride + channel, mask=inside, other=0.0).to(tl.float32)
+    else:
+        return tl.zeros_like(channel).to(tl.float32)
+
+
+@triton.jit
+def _measure(
+    x,
+    shift,
+    stride,
+    moments,
+    rows,
+    chunk,
+    c,
+    groups,
+    SHIFTED: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PER_GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """Mean and sum of squared deviations of some groups in one chunk of an image.
+
+    Sums are taken of the distance from a pivot, the mean of the first tile. That tile is a T-th of the chunk, so the
+    square of its distance from the mean is at most T times the variance: what cancels at the end is that little.
+    """
+    column, group = tl.arange(0, COLUMNS), tl.arange(0, GROUPS)
+    inside = column < CHANNELS
+    members = inside[:, None] & ((column // PER_GROUP)[:, None] == group[None, :])
+    channel = tl.program_id(0) * CHANNELS + column
+    image = tl.program_id(2)
+    first = tl.program_id(1) * chunk
+    count = tl.minimum(chunk, rows - first)
+    x += (image.to(tl.int64) * rows + first) * c
+    added = _shift_of(shift, stride, image, channel, inside, SHIFTED)
+
+    row = tl.arange(0, ROWS)
+    seen = (row < count)[:, None] & inside[None, :]
+    value = tl.load(x + row[:, None] * c + channel[None, :], mask=seen, other=0.0).to(tl.float32)
+    tile_sums = tl.sum(tl.where(seen, value + added[None, :], 0.0), axis=0)
+    pivot = _to_groups(tile_sums, members) / (tl.minimum(count, ROWS) * PER_GROUP)
+    origin = added - _to_channels(pivot, members)
+    value = tl.where(seen, value + origin[None, :], 0.0)
+    total, squares = value, value * value
+    for start in range(ROWS, count, ROWS):
+        row = start + tl.arange(0, ROWS)
+        seen = (row < count)[:, None] & inside[None, :]
+        value = tl.load(x + row[:, None] * c + channel[None, :], mask=seen, other=0.0).to(tl.float32)
+        value = tl.where(seen, value + origin[None, :], 0.0)
+        total += value
+        squares += value * value
+    elements = count * PER_GROUP
+    sums = _to_groups(tl.sum(total, axis=0), members)
+    squared = _to_groups(tl.sum(squares, axis=0), members) - sums * sums / elements
+
+    known = group < CHANNELS // PER_GROUP
+    place = (image * groups + tl.program_id(0) * (CHANNELS // PER_GROUP) + group) * tl.num_programs(1)
+    place = 2 * (place + tl.program_id(1))
+    tl.store(moments + place, pivot + sums / elements, mask=known)
+    tl.store(moments + place + 1, tl.maximum(squared, 0.0), mask=known)
+
+
+@triton.jit
+def _normalise(
+    x,
+    shift,
+    stride,
+    moments,
+    weight,
+    bias,
+    out,
+    rows,
+    chunk,
+    chunks,
+    c,
+    groups,
+    eps,
+    SHIFTED: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PER_GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SILU: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    column, group = tl.arange(0, COLUMNS), tl.arange(0, GROUPS)
+    inside = column < CHANNELS
+    members = inside[:, None] & ((column // PER_GROUP)[:, None] == group[None, :])
+    channel = tl.program_id(0) * CHANNELS + column
+    image = tl.program_id(2)
+
+    part = tl.arange(0, CHUNKS)
+    place = (image * groups + tl.program_id(0) * (CHANNELS // PER_GROUP) + group)[:, None] * chunks + part[None, :]
+    known = (group < CHANNELS // PER_GROUP)[:, None] & (part < chunks)[None, :]
+    means = tl.load(moments + 2 * place, mask=known, other=0.0)
+    squares = tl.load(moments + 2 * place + 1, mask=known, other=0.0)
+    share = tl.where(part < chunks, tl.minimum(chunk, rows - part * chunk), 0).to(tl.float32) / rows
+    mean = tl.sum(means * share[None, :], axis=1)
+    distance = means - mean[:, None]
+    variance = tl.sum(squares, axis=1) / (rows * PER_GROUP) + tl.sum(distance * distance * share[None, :], axis=1)
+
+    added = _shift_of(shift, stride, image, channel, inside, SHIFTED)
+    origin = added - _to_channels(mean, members)
+    factor = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
+    factor *= _to_channels(1.0 / tl.sqrt(variance + eps), members)
+    summand = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+
+    first = tl.program_id(1) * chunk
+    count = tl.minimum(chunk, rows - first)
+    before = (image.to(tl.int64) * rows + first) * c
+    x += before
+    out += before
+    for start in range(0, count, ROWS):
+        row = start + tl.arange(0, ROWS)
+        seen = (row < count)[:, None] & inside[None, :]
+        at = row[:, None] * c + channel[None, :]
+        value = tl.load(x + at, mask=seen, other=0.0).to(tl.float32)
+        value = (value + origin[None, :]) * factor[None, :] + summand[None, :]
+        if SILU:
+            value = value / (1.0 + tl.exp(-value))
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=seen)
+
+
+@triton.jit
+def _add(x, y, bias, out, m, c, BIASED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    blocks = tl.cdiv(c, COLUMNS)
+    channel = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
+    seen = (row < m)[:, None] & (channel < c)[None, :]
+    place = row.to(tl.int64)[:, None] * c + channel[None, :]
+    value = tl.load(x + place, mask=seen, other=0.0).to(tl.float32)
+    value += tl.load(y + place, mask=seen, other=0.0).to(tl.float32)
+    if BIASED:
+        value += tl.load(bias + channel, mask=channel < c, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=seen)
+
+
+@triton.jit
+def _layer_norm(
+    x,
+    delta,
+    delta_bias,
+    weight,
+    bias,
+    summed,
+    out,
+    c,
+    eps,
+    ADDED: tl.constexpr,
+    BIASED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    column = tl.arange(0, COLUMNS)
+    inside = column < c
+    place = tl.program_id(0).to(tl.int64) * c + column
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if ADDED:
+        value += tl.load(delta + place, mask=inside, other=0.0).to(tl.float32)
+    if BIASED:
+        value += tl.load(delta_bias + column, mask=inside, other=0.0).to(tl.float32)
+    if ADDED:
+        tl.store(summed + place, value.to(summed.dtype.element_ty), mask=inside)
+    mean = tl.sum(value, axis=0) / c
+    distance = tl.where(inside, value - mean, 0.0)
+    deviation = tl.sqrt(tl.sum(distance * distance, axis=0) / c + eps)
+    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    summand = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
+    normed = distance / deviation * factor + summand
+    tl.store(out + place, normed.to(out.dtype.element_ty), mask=inside)

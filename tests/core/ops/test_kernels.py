@@ -1,0 +1,157 @@
+"""Triton kernels against PyTorch's own layers in float64: on the GPU, and by Triton's interpreter without one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
+on_gpu_alone = pytest.mark.skipif(INTERPRETED, reason="too much for the interpreter")
+# Rounding to the dtype is a third of its epsilon, relative to the norm; float32 sums of thousands add a few.
+LIMIT = {torch.float32: 1e-6, torch.float16: 4e-4, torch.bfloat16: 3e-3}
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    draw = torch.Generator().manual_seed(seed + sum(shape))
+    x = torch.randn(*shape, generator=draw).to(DEVICE, dtype)
+    return x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def silu_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, shift: Tensor | None, *, silu: bool) -> Tensor:
+    wide = x.double() if shift is None else x.double() + shift.double().reshape(-1, shift.shape[-1], 1, 1)
+    normed = F.group_norm(wide, groups, weight.double(), bias.double(), 1e-5)
+    return F.silu(normed) if silu else normed
+
+
+# (b, c, h, w, groups, programs): the last says into how many chunks a map is cut.
+SMALL = [(1, 64, 3, 5, 32, 512), (2, 96, 9, 8, 32, 2), (2, 10, 70, 1, 2, 512), (1, 64, 20, 30, 32, 2)]
+FULL = [(2, 320, 128, 128), (2, 960, 64, 64), (2, 1920, 32, 32), (2, 2560, 32, 32), (1, 128, 512, 500), (1, 4096, 3, 3)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [*SMALL, *(pytest.param((*shape, 32, 512), marks=on_gpu_alone) for shape in FULL)], ids=str
+)
+def test_group_norm(
+    shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdxl_core.ops.kernels import norms
+
+    b, c, height, width, groups, programs = shape
+    monkeypatch.setattr(norms, "_PROGRAMS", programs)
+    x, weight, bias = (
+        drawn(b, c, height, width, dtype=dtype),
+        drawn(c, dtype=dtype, seed=1),
+        drawn(c, dtype=dtype, seed=2),
+    )
+    for silu, shift in [(False, None), (True, drawn(1, c, dtype=dtype)), (True, drawn(b, 3 * c, dtype=dtype)[:, c:-c])]:
+        normed = norms.group_norm(x, weight, bias, groups, 1e-5, silu=silu, shift=shift)
+        assert normed.is_contiguous(memory_format=torch.channels_last)
+        assert normed.dtype == dtype
+        assert relative(normed, silu_norm(x, weight, bias, groups, shift, silu=silu)) < LIMIT[dtype]
+
+
+@pytest.mark.gpu
+def test_a_group_far_from_zero_keeps_its_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where squares less the square of the mean leave no digit; and where a chunk begins unlike its rest."""
+    from sdxl_core.ops.kernels import norms
+
+    monkeypatch.setattr(norms, "_PROGRAMS", 2)
+    x = drawn(1, 64, 20, 30) + 3e3
+    one, zero = torch.ones(64, device=DEVICE), torch.zeros(64, device=DEVICE)
+    begun = x.clone(memory_format=torch.channels_last)
+    begun[:, :, :3] = 0
+    for given in (x, begun):
+        normed = norms.group_norm(given, one, zero, 32, 1e-5, silu=False)
+        # A mean of 3000 deviations is itself rounded to 10^-4 of one.
+        assert relative(normed, silu_norm(given, one, zero, 32, None, silu=False)) < 2e-4
+
+
+@pytest.mark.gpu
+@on_gpu_alone
+def test_the_bits_are_the_same_at_every_run() -> None:
+    from sdxl_core.ops.kernels.norms import group_norm
+
+    x, weight = drawn(2, 320, 64, 64, dtype=torch.float16), drawn(320, dtype=torch.float16)
+    once, again = (group_norm(x, weight, weight, 32, 1e-5, silu=True) for _ in range(2))
+    assert torch.equal(once, again)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 10, 3, 5), (1, 320, 9, 8)], ids=str)
+def test_add(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    from sdxl_core.ops.kernels.norms import add
+
+    x, y, bias = drawn(*shape, dtype=dtype), drawn(*shape, dtype=dtype, seed=1), drawn(shape[1], dtype=dtype)
+    exact = x.double() + y.double()
+    assert relative(add(x, y, None), exact) < LIMIT[dtype]
+    summed = add(x, y, bias)
+    assert summed.is_contiguous(memory_format=torch.channels_last)
+    assert relative(summed, exact + bias.double()[:, None, None]) < LIMIT[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(5, 30), (7, 640), *(pytest.param((n, 1280), marks=on_gpu_alone) for n in (3, 2048)), (2, 8192)], ids=str
+)
+def test_layer_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    from sdxl_core.ops.kernels.norms import layer_norm
+
+    m, c = shape
+    x, delta = drawn(m, c, dtype=dtype), drawn(m, c, dtype=dtype, seed=1)
+    weight, bias, delta_bias = (drawn(c, dtype=dtype, seed=seed) for seed in (2, 3, 4))
+    for added in (None, delta):
+        for offset in (None, delta_bias):
+            wanted = x.double()
+            wanted = wanted if added is None else wanted + added.double()
+            wanted = wanted if offset is None else wanted + offset.double()
+            summed, normed = layer_norm(x, weight, bias, 1e-5, delta=added, delta_bias=offset)
+            assert summed is x if added is None else relative(summed, wanted) < LIMIT[dtype]
+            exact = F.layer_norm(wanted, (c,), weight.double(), bias.double(), 1e-5)
+            assert normed.dtype == dtype
+            assert relative(normed, exact) < LIMIT[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 20), (9, 1280), pytest.param((2048, 5120), marks=on_gpu_alone)], ids=str)
+def test_geglu(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    from sdxl_core.ops.kernels.gates import geglu
+
+    m, n = shape
+    h, bias = drawn(m, 2 * n, dtype=dtype), drawn(2 * n, dtype=dtype)
+    for added in (None, bias):
+        value, gate = (h.double() if added is None else h.double() + added.double()).chunk(2, dim=1)
+        assert relative(geglu(h, added), value * F.gelu(gate)) < LIMIT[dtype]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="it is what starts the interpreter")
+def test_the_kernels_compute_the_same_without_a_gpu() -> None:
+    here = Path(__file__)
+    given = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", str(here)],
+        cwd=here.parents[3],
+        env=given,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
