@@ -14,8 +14,9 @@ from sdxl_core.diffusion.noise import PictureNoise, Stream, pure_noise
 from sdxl_core.diffusion.repaint import Kept, edit_denoise
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.engine import Engine
-from sdxl_core.errors import NumericsError
+from sdxl_core.finite import checked
 from sdxl_core.first_stage import Picture, decode_latents, least_memory_bytes
+from sdxl_core.ops.transfer import sent
 from sdxl_core.plan import Plan
 from sdxl_core.progress import SILENT, Reporter
 from sdxl_core.resolutions import check_size
@@ -28,7 +29,8 @@ def sample(engine: Engine, plans: Sequence[Plan], noise: PictureNoise | None = N
     """Walk one batch from noise to latents, or to where a refiner goes on; stop early by not asking for more.
 
     Row i of every step belongs to plans[i] and is what plans[i] gives alone, up to the rounding of kernels that see
-    another batch size. No network is run before the first step is asked for.
+    another batch size. No network is run before the first step is asked for; on CUDA the step after the one that is
+    handed on has been begun.
 
     Args:
         engine: the model that the plans name.
@@ -153,7 +155,9 @@ def condition(engine: Engine, plans: Sequence[Plan], *, uncond: bool) -> Prompts
     """
     said = [plan.requests() for plan in plans]
     parts = tuple(_encode(engine, [(request, False) for request, _ in part]) for part in zip(*said, strict=True))
-    weights = torch.tensor([[weight for _, weight in row] for row in said]) if len(parts) > 1 else None
+    weights = None
+    if len(parts) > 1:
+        weights = sent(torch.tensor([[weight for _, weight in row] for row in said]), engine.device)
     if not uncond:
         return Prompts(parts, weights)
     negative = _encode(engine, [(plan.negative_request(), plan.zero_negative) for plan in plans])
@@ -173,12 +177,11 @@ def decode(
 def _guarded(engine: Engine, plans: Sequence[Plan], steps: Iterator[Step], count: int) -> Iterator[Step]:
     height, width = plans[0].size
     doing = f"sampling {len(plans)} of {width}x{height}"
+    steps = checked(steps, plans, engine.dtype, count, ahead=engine.device.type == "cuda")
     while True:
         # Entered anew for every step: an abandoned generator must not leave its caller in inference mode.
         with torch.inference_mode(), memory_guard(engine.device, doing, _SAMPLING_HINT):
             step = next(steps, None)
-            if step is not None:
-                _check_finite(step, plans, engine, count)
         if step is None:
             return
         yield step
@@ -237,15 +240,3 @@ def _row(engine: Engine, request: ConditionRequest, zero: bool) -> Conditioning:
         told: Conditioning = conditioner([request], force_zero=("txt",))
         return told
     return conditioner.assemble(engine.texts.encode(conditioner, request), conditioner.numbers([request]))
-
-
-def _check_finite(step: Step, plans: Sequence[Plan], engine: Engine, count: int) -> None:
-    finite = torch.isfinite(step.x).flatten(1).all(dim=1).tolist()
-    if all(finite):
-        return
-    seeds = ", ".join(str(plan.seed) for plan, good in zip(plans, finite, strict=True) if not good)
-    half = engine.dtype is torch.float16
-    raise NumericsError(
-        f"the latent of seed {seeds} is not finite after step {step.index + 1} of {count}",
-        hint="try --dtype bfloat16 or float32" if half else "the model file may be damaged: see `sdxl inspect`",
-    )

@@ -48,6 +48,7 @@ FLOORS = {
     "sdxl_core.passes": 4,
     "sdxl_core.two_models": 4,
     "sdxl_core.first_stage": 4,
+    "sdxl_core.finite": 4,
     "sdxl_core.pipeline": 4,
     "sdxl_core.from_pictures": 4,
     "sdxl_core.records": 4,

@@ -11,6 +11,7 @@ from sdxl_core.conditioning.request import ConditionRequest
 from sdxl_core.conditioning.text import ClipText, OpenClipText, TextFeatures, TextTower, dropped
 from sdxl_core.conditioning.tokenizer import Tokenizer
 from sdxl_core.config import ClipTextConfig, ConditionerConfig, EmbedderConfig, OpenClipTextConfig, SizeEmbedderConfig
+from sdxl_core.ops.transfer import sent
 from sdxl_core.types import Conditioning
 
 
@@ -59,7 +60,7 @@ class Conditioner(nn.Module):
     def encode_ids(self, ids: Sequence[Tensor]) -> tuple[TextFeatures, ...]:
         """Run each text tower once on its (b, 77) token ids: the costly part, worth keeping for a repeated prompt."""
         return tuple(
-            tower(tower_ids.to(next(tower.parameters()).device))
+            tower(sent(tower_ids, next(tower.parameters()).device))
             for tower, tower_ids in zip(self.towers, ids, strict=True)
         )
 
@@ -69,7 +70,7 @@ class Conditioner(nn.Module):
         row = {prompts: i for i, prompts in enumerate(first)}
         encoded = self.encode_ids(self.token_ids(list(first.values())))
         index = torch.tensor([row[request.prompt, request.prompt_2] for request in requests])
-        return tuple(features.rows(index.to(features.hidden.device)) for features in encoded)
+        return tuple(features.rows(sent(index, features.hidden.device)) for features in encoded)
 
     def numbers(self, requests: Sequence[ConditionRequest]) -> dict[str, Tensor]:
         """What `assemble` takes: input key to (b, d) float32; d is 2 for sizes and crop (height first), else 1."""
@@ -114,7 +115,7 @@ class Conditioner(nn.Module):
             elif generator is not None and config.ucg_rate > 0:
                 drop = torch.rand(rows, generator=generator) < config.ucg_rate
             if isinstance(config, SizeEmbedderConfig):
-                vector.append(dropped(embedder(numbers[config.input_key].to(device)).to(dtype), drop))
+                vector.append(dropped(embedder(sent(numbers[config.input_key], device)).to(dtype), drop))
             else:
                 features = next(remaining).dropped(drop)
                 crossattn.append(features.hidden)

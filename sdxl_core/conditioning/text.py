@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from sdxl_core.conditioning.tokenizer import CONTEXT_LENGTH, END, VOCABULARY_SIZE
 from sdxl_core.config import ClipTextConfig, OpenClipTextConfig
+from sdxl_core.ops.transfer import sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class TextFeatures:
 
 def dropped(x: Tensor, drop: Tensor) -> Tensor:
     """Put zeros into a copy of x (b, ...) in each row where drop (b,) bool is set."""
-    return x.masked_fill(drop.to(x.device).view(-1, *[1] * (x.ndim - 1)), 0)
+    return x.masked_fill(sent(drop, x.device).view(-1, *[1] * (x.ndim - 1)), 0)
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdxl_core.ops.transfer import sent
+
 
 def blur(x: Tensor, weights: Tensor) -> Tensor:
     """Blur (b, c, h, w) along both sides; the borders mirror.
@@ -13,7 +15,7 @@ def blur(x: Tensor, weights: Tensor) -> Tensor:
         weights: (2 r + 1,) of the window, in any scale. Along a side shorter than 2 r cells, the middle of the window
             that reaches half of the side.
     """
-    weights = weights.to(x.device, torch.float32)
+    weights = sent(weights.float(), x.device)
     for dim in (2, 3):
         reach = min(len(weights) // 2, x.shape[dim] // 2)
         middle = weights[len(weights) // 2 - reach :][: 2 * reach + 1]

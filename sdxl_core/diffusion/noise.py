@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdxl_core.compat import Start
 from sdxl_core.diffusion.philox import CudaNoise
+from sdxl_core.ops.transfer import sent
 
 BITS = 16  # of the grid of levels on which a path is known: 2^16 to an octave, 1.1e-5 of a level apart
 
@@ -164,11 +165,11 @@ class PictureNoise:
     def __call__(self) -> Tensor:
         """The next (b, c, h, w) draw."""
         drawn = {key: draw() for key, draw in self._draws.items()}
-        return torch.stack([drawn[s.seed, s.rows, s.noise][s.row] for s in self._streams]).to(self.device)
+        return sent(torch.stack([drawn[s.seed, s.rows, s.noise][s.row] for s in self._streams]), self.device)
 
     def between(self, sigma: float, sigma_next: float) -> Tensor:
         """The (b, c, h, w) increments of the pictures' paths from sigma down to sigma_next; see `BrownianPath`."""
-        return torch.stack([path.between(sigma, sigma_next) for path in self._paths]).to(self.device)
+        return sent(torch.stack([path.between(sigma, sigma_next) for path in self._paths]), self.device)
 
     def begin_another_walk(self) -> None:
         """Give every picture another path: a second walk through the same levels must not meet the first one's noise.

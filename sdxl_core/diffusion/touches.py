@@ -132,7 +132,7 @@ def scaled_low_frequencies(x: Tensor, s: float) -> Tensor:
     That the pair is not symmetric is the authors' filter; the picture is its real part.
     """
     frequencies = torch.fft.fft2(x.float())
-    rows, columns = (torch.tensor([0, -1], device=x.device) % side for side in x.shape[2:])
-    frequencies[..., rows[:, None], columns[None, :]] *= s
+    rows, columns = (slice(None, None, max(1, side - 1)) for side in x.shape[2:])  # the first and the last
+    frequencies[..., rows, columns] *= s
     filtered: Tensor = torch.fft.ifft2(frequencies).real.to(x.dtype)
     return filtered
