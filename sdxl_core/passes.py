@@ -15,6 +15,7 @@ from sdxl_core.errors import DeviceError
 from sdxl_core.models import autoencoder, unet
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.fused import DecoderPhaseUpsample, FusedSelfAttention, PackedGEGLU, PhaseUpsample, Remembered
+from sdxl_core.models.graphs import Graphed
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
 from sdxl_core.ops import onednn
 from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
@@ -29,13 +30,13 @@ class Pass:
 
     Args:
         name: what a user calls it.
-        run: changes the network of an engine.
+        run: changes the network of an engine, or gives one with another network.
         why_not: the reason why an engine cannot have it, or None.
         first_stage: changes a first stage too; None where a pass leaves it as it is.
     """
 
     name: str
-    run: Callable[[Engine], None]
+    run: Callable[[Engine], Engine | None]
     why_not: Callable[[Engine], str | None] = lambda engine: None
     first_stage: Callable[[AutoencoderKL], None] | None = None
 
@@ -56,7 +57,7 @@ def apply_passes(engine: Engine, names: Sequence[str] | None = None) -> Engine:
             continue
         reason = entry.why_not(engine)
         if reason is None:
-            entry.run(engine)
+            engine = entry.run(engine) or engine
             made.append(entry.name)
         elif names is not None:
             raise DeviceError(f"the pass {entry.name} cannot be made: {reason}", hint="leave the choice to auto")
@@ -137,12 +138,21 @@ def _pack(engine: Engine) -> None:
     _replace_layers(engine.network, replacement)
 
 
+def _record_calls(engine: Engine) -> Engine:
+    return replace(engine, network=Graphed(engine.network))
+
+
+def _why_no_graphs(engine: Engine) -> str | None:
+    return None if engine.device.type == "cuda" else f"it needs a CUDA device, this one is {engine.device.type}"
+
+
 _TABLE = (
     Pass("fused_qkv", _fuse_qkv),
     Pass("kept_text", _keep_text),
     Pass("kept_labels", _keep_labels),
     Pass("phase_upsampling", _split_upsampling, first_stage=_split_decoder_upsampling),
     Pass("packed_weights", _pack, lambda engine: onednn.why_not(engine.device, engine.dtype)),
+    Pass("cuda_graph", _record_calls, _why_no_graphs),  # the last: it records what the others have made
 )
 
 PASSES: Mapping[str, Pass] = MappingProxyType({entry.name: entry for entry in _TABLE})

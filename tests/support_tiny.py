@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sdxl_cli.options import PASSES
 from sdxl_core.conditioning.conditioner import Conditioner
 from sdxl_core.config import (
     ClipTextConfig,
@@ -25,6 +26,9 @@ from sdxl_core.config import (
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.unet import UNet
 from sdxl_core.ops.meta import shapes_only
+
+CPU_PASSES = tuple(name for name in PASSES if name not in {"cuda_graph"})
+"""Names of the passes that an engine on the CPU can have."""
 
 CLIP_WIDTH, OPEN_CLIP_WIDTH, SIZE_WIDTH = 32, 64, 32
 

@@ -36,7 +36,7 @@ class FusedSelfAttention(nn.Module):
 class Remembered(nn.Module):
     """A layer that is run once for each tensor, and gives the same answer again as long as that tensor lives.
 
-    For what stays the same from step to step; nobody may write into the tensor or the answer.
+    For what stays the same from step to step; nobody may write into the answer, nor into the tensor without `refresh`.
 
     Args:
         layer: one tensor in, one out.
@@ -52,6 +52,12 @@ class Remembered(nn.Module):
         if answer is None:
             answer = self._answers[x] = self.layer(x)
         return answer
+
+    def refresh(self, x: Tensor) -> None:
+        """Run the layer again on a tensor that was written into after all; the answer, if any, keeps its place."""
+        answer: Tensor | None = self._answers.get(x)  # type: ignore[no-untyped-call]
+        if answer is not None:
+            answer.copy_(self.layer(x))
 
 
 class PackedGEGLU(nn.Module):

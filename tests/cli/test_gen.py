@@ -14,10 +14,9 @@ import tomli
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from support_cli import Sdxl
-from support_tiny import write_tiny_checkpoint
+from support_tiny import CPU_PASSES, write_tiny_checkpoint
 
 import sdxl_core
-from sdxl_cli.options import PASSES
 from sdxl_core.picture_files import read_record
 from sdxl_core.plan import Plan
 from sdxl_core.records import parse_parameters
@@ -84,8 +83,8 @@ def test_what_is_done_for_speed_is_recorded_and_can_be_left_out(gen: Sdxl, sdxl:
     difference = np.asarray(pixels(fast), dtype=int) - np.asarray(pixels(plain), dtype=int)
     assert np.abs(difference).max() <= 1
     records = [(read_record(path).record or {})["plan"]["passes"] for path in (fast, plain)]
-    assert records == [list(PASSES), []]
-    assert f"passes       {', '.join(PASSES)}\n" in sdxl("inspect", fast).out
+    assert records == [list(CPU_PASSES), []]
+    assert f"passes       {', '.join(CPU_PASSES)}\n" in sdxl("inspect", fast).out
     assert "kept_labels" in gen("a cat", "--passes", "kept_labels", "--dry-run").out
 
 

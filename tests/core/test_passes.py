@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support_tiny import tiny_config, write_tiny_checkpoint
+from support_tiny import CPU_PASSES, tiny_config, write_tiny_checkpoint
 from torch import Tensor
 
 from sdxl_core.engine import Engine, load_engine
@@ -15,7 +15,7 @@ from sdxl_core.errors import DeviceError
 from sdxl_core.guider_config import FreeUConfig, GuiderConfig, PagConfig, SagConfig, SegConfig
 from sdxl_core.models.fused import DecoderPhaseUpsample, PhaseUpsample, Remembered
 from sdxl_core.models.unet import Upsample
-from sdxl_core.passes import PASSES, apply_first_stage_passes, apply_passes
+from sdxl_core.passes import apply_first_stage_passes, apply_passes
 from sdxl_core.pipeline import decode, sample
 from sdxl_core.plan import Plan
 from sdxl_core.types import Conditioning
@@ -62,7 +62,7 @@ def error(engine: Engine, exact: Engine) -> float:
     return math.sqrt(sum(relative(answer(engine, *call), answer(exact, *call)) ** 2 for call in calls) / len(calls))
 
 
-@pytest.mark.parametrize("names", [*((name,) for name in PASSES), tuple(PASSES)], ids="+".join)
+@pytest.mark.parametrize("names", [*((name,) for name in CPU_PASSES), CPU_PASSES], ids="+".join)
 def test_a_pass_is_about_as_near_to_the_exact_function_as_the_plain_path(load: Load, names: tuple[str, ...]) -> None:
     exact = load("float32")
     exact = replace(exact, network=exact.network.double(), dtype=torch.float64)
@@ -132,6 +132,12 @@ def test_what_was_made_stands_in_the_record(load: Load) -> None:
     stamped = fast.stamp(plan())
     assert stamped.passes == ("fused_qkv",)
     assert Plan.from_json(stamped.to_json()) == stamped
+
+
+def test_graphs_need_a_cuda_device(load: Load) -> None:
+    assert "cuda_graph" not in apply_passes(load("float32")).passes
+    with pytest.raises(DeviceError, match="cuda_graph cannot be made: it needs a CUDA device, this one is cpu"):
+        apply_passes(load("float32"), ("cuda_graph",))
 
 
 def test_a_pass_that_cannot_be_had_is_left_out_or_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
