@@ -110,12 +110,20 @@ def convolved(strips: Strips, conv: nn.Conv2d, *, beyond: tuple[int, int] = (1, 
 def doubled(strips: Strips, conv: nn.Conv2d) -> Strips:
     """Every pixel four times, then a 3x3 convolution, in one and with 4/9 of the arithmetic.
 
-    Of the three rows that the convolution sees two are the same one before doubling, so their weights may be added
-    first; this is a transposed convolution of 4x4 weights and stride 2.
+    This is a transposed convolution of 4x4 weights and stride 2.
     """
-    weight = _paired(_paired(_wide(conv.weight), 2), 3).transpose(0, 1).contiguous().to(conv.weight.dtype)
+    weight = doubled_weight(conv)
     for rows in _windows(strips, 1, (1, 1)):
         yield F.conv_transpose2d(rows.pop(), weight, conv.bias, stride=2, padding=(3, 1))
+
+
+def doubled_weight(conv: nn.Conv2d) -> Tensor:
+    """The 3x3 weights of a convolution after doubling as those of a transposed one of stride 2, (c, c', 4, 4).
+
+    Of the three rows that the convolution sees two are the same one before doubling, so their weights may be added
+    first; that is done in float32 at least.
+    """
+    return _paired(_paired(_wide(conv.weight), 2), 3).transpose(0, 1).contiguous().to(conv.weight.dtype)
 
 
 def _paired(weight: Tensor, dim: int) -> Tensor:

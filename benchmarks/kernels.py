@@ -1,0 +1,328 @@
+"""Every kernel of a guided step and a decoding at SDXL's sizes: ours, PyTorch's, and what memory or arithmetic allows.
+
+One table a topic, in microseconds; a row's numbers come from CUDA graphs of that operation alone, on random inputs that
+are more than the cache holds, so that neither launches nor a warm cache are in them.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Way = Callable[[int], object]
+"""An operation on the i-th of several equal sets of inputs, of which there are `sets`."""
+
+HALF = torch.float16
+CACHE_BYTES = 100e6  # twice the largest second-level cache
+PER_TIMING_S = 0.03
+
+
+def drawn(*shape: int, dtype: torch.dtype = HALF) -> Tensor:
+    x = torch.randn(shape, device="cuda", dtype=dtype)
+    return x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
+
+
+def sets_of(set_bytes: float) -> int:
+    """How many sets of inputs do not fit into the cache together."""
+    return max(2, min(16, -int(-CACHE_BYTES // set_bytes)))
+
+
+def time_us(way: Way, sets: int) -> float | None:
+    """Median time of one call; None where it cannot run here, which is said on stderr."""
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for i in range(sets):
+                way(i)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for i in range(sets):
+                way(i)
+        graph.replay()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        graph.replay()
+        torch.cuda.synchronize()
+        repeats = min(30, max(5, int(PER_TIMING_S / (time.perf_counter() - began))))
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            graph.replay()
+            mark.record()
+        torch.cuda.synchronize()
+        return median(before.elapsed_time(after) for before, after in pairwise(marks)) * 1000 / sets
+    except (RuntimeError, NotImplementedError) as error:
+        print(f"not measured: {str(error).splitlines()[0]}", file=sys.stderr)
+        return None
+
+
+def table(title: str, names: Sequence[str], rows: Iterator[tuple[str, Sequence[float | None]]]) -> None:
+    began = time.perf_counter()
+    print(f"\n{title}\n\n| | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+    for label, values in rows:
+        cells = ("" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in values)
+        print(f"| {label} | {' | '.join(cells)} |", flush=True)
+    print(f"({time.perf_counter() - began:.1f} s)")
+
+
+def rate(flop: float, us: float | None) -> float | None:
+    return None if us is None else flop / us / 1e6
+
+
+def copy_rate() -> float:
+    """Bytes a microsecond of a large copy, read and written together."""
+    x = drawn(2**29)
+    out = torch.empty_like(x)
+    us = time_us(lambda i: out.copy_(x), 2)
+    assert us is not None
+    return 2 * x.nbytes / us
+
+
+def product_rate() -> float:
+    """TFLOP/s of a large matrix product."""
+    a, b = drawn(8192, 8192), drawn(8192, 8192)
+    us = time_us(lambda i: F.linear(a, b), 2)
+    assert us is not None
+    return 2 * 8192**3 / us / 1e6
+
+
+MAPS = [  # (b, c, h, w): the UNet's, then the decoder's
+    *((2, 320, 128, 128), (2, 960, 128, 128), (2, 640, 64, 64), (2, 1920, 64, 64), (2, 1280, 32, 32)),
+    *((2, 2560, 32, 32), (1, 512, 128, 128), (1, 512, 256, 256), (1, 256, 512, 512), (1, 128, 1024, 1024)),
+]
+
+
+def group_norms(speed: float) -> None:
+    from sdxl_core.ops.kernels.norms import add, group_norm
+
+    def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
+        for shape in MAPS:
+            b, c = shape[:2]
+            sets = sets_of(4 * b * c * shape[2] * shape[3])
+            maps, others = [drawn(*shape) for _ in range(sets)], [drawn(*shape) for _ in range(sets)]
+            planes = [x.contiguous() for x in maps]
+            weight, bias, shift = drawn(c), drawn(c), drawn(b, c)
+            floor = 2 * maps[0].nbytes / speed
+
+            def eager(kept: list[Tensor], i: int) -> Tensor:
+                return F.silu(F.group_norm(kept[i] + shift[:, :, None, None], 32, weight, bias))  # noqa: B023
+
+            def ours(i: int) -> Tensor:
+                return group_norm(maps[i], weight, bias, 32, 1e-5, silu=True, shift=shift)  # noqa: B023
+
+            yield (
+                str(shape),
+                (
+                    floor,
+                    time_us(ours, sets),
+                    time_us(partial(eager, planes), sets),
+                    time_us(partial(eager, maps), sets),
+                    floor * 1.5,
+                    time_us(lambda i: add(maps[i], others[i], bias), sets),  # noqa: B023
+                    time_us(lambda i: maps[i] + others[i] + bias[:, None, None], sets),  # noqa: B023
+                ),
+            )
+
+    names = ["floor", "norm + SiLU", "eager NCHW", "eager NHWC", "floor", "add + bias", "eager NHWC"]
+    table("Group norm of map + shift, SiLU; map + map + bias; float16", names, rows())
+
+
+def layer_norms(speed: float) -> None:
+    from sdxl_core.ops.kernels.gates import geglu
+    from sdxl_core.ops.kernels.norms import layer_norm
+
+    def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
+        for m, c in ((2048, 1280), (8192, 640)):
+            sets = sets_of(2 * 2 * m * c)
+            x, delta = [drawn(m, c) for _ in range(sets)], [drawn(m, c) for _ in range(sets)]
+            w, b, d = drawn(c), drawn(c), drawn(c)
+            size = x[0].nbytes / speed
+
+            def eager(i: int) -> Tensor:
+                return F.layer_norm(x[i] + delta[i] + d, (c,), w, b)  # noqa: B023
+
+            def summed(i: int) -> object:
+                return layer_norm(x[i], w, b, 1e-5, delta=delta[i], delta_bias=d)  # noqa: B023
+
+            def alone(i: int) -> object:
+                return layer_norm(x[i], w, b, 1e-5, delta_bias=d)  # noqa: B023
+
+            yield (
+                f"layer norm of sum ({m}, {c})",
+                (4 * size, time_us(summed, sets), time_us(eager, sets)),
+            )
+            yield (
+                f"layer norm ({m}, {c})",
+                (
+                    2 * size,
+                    time_us(alone, sets),
+                    time_us(lambda i: F.layer_norm(x[i], (c,), w, b), sets),  # noqa: B023
+                ),
+            )
+        for m, n in ((2048, 5120), (8192, 2560)):
+            sets = sets_of(4 * m * n)
+            h, b = [drawn(m, 2 * n) for _ in range(sets)], drawn(2 * n)
+
+            def gated(i: int) -> Tensor:
+                value, gate = h[i].chunk(2, dim=1)  # noqa: B023
+                return value * F.gelu(gate)
+
+            yield (
+                f"GEGLU ({m}, {n})",
+                (
+                    1.5 * h[0].nbytes / speed,
+                    time_us(lambda i: geglu(h[i], b), sets),  # noqa: B023
+                    time_us(gated, sets),
+                ),
+            )
+
+    table("Layer norm and gate, float16", ["floor", "ours", "eager"], rows())
+
+
+LINEARS = [  # (rows, in, out, calls in a guided step)
+    *((2048, 1280, 10240, 60), (2048, 1280, 3840, 60), (2048, 1280, 1280, 192), (2048, 5120, 1280, 60)),
+    *((8192, 640, 5120, 10), (8192, 640, 1920, 10), (8192, 640, 640, 40), (8192, 2560, 640, 10)),
+]
+
+
+def linears(speed: float) -> None:
+    from sdxl_core.ops.kernels.norms import layer_norm
+
+    def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
+        for m, k, n, calls in LINEARS:
+            sets = sets_of(2 * (m * k + k * n + m * n))
+            x, w = [drawn(m, k) for _ in range(sets)], [drawn(n, k) * k**-0.5 for _ in range(sets)]
+            b, residual = drawn(n), [drawn(m, n) for _ in range(sets)]
+            bare = time_us(lambda i: F.linear(x[i], w[i]), sets)  # noqa: B023
+            times = [
+                bare,
+                time_us(lambda i: F.linear(x[i], w[i], b), sets),  # noqa: B023
+                time_us(lambda i: residual[i].addmm_(x[i], w[i].T, beta=0.5), sets),  # noqa: B023
+            ]
+            both: list[float | None] = [None, None]
+            if n in (640, 1280):
+                p, q = drawn(n), drawn(n)
+
+                def later(i: int) -> object:
+                    return layer_norm(residual[i], p, q, 1e-5, delta=F.linear(x[i], w[i]), delta_bias=b)  # noqa: B023
+
+                def within(i: int) -> object:
+                    summed = residual[i].addmm_(x[i], w[i].T, beta=0.5)  # noqa: B023
+                    return layer_norm(summed, p, q, 1e-5, delta_bias=b)  # noqa: B023
+
+                both = [time_us(later, sets), time_us(within, sets)]
+            yield f"{m}, {k}, {n} x {calls}", [*times, rate(2 * m * k * n, bare), *both]
+
+    names = ["no bias", "bias", "added in place", "TFLOP/s", "then norm of sum", "added in place, then norm"]
+    table("Linear layers, float16: rows, in, out x calls", names, rows())
+
+
+CONVS = [  # (b, c, h, w, c')
+    *((2, 320, 128, 128, 320), (2, 960, 128, 128, 320), (2, 640, 64, 64, 640), (2, 1920, 64, 64, 640)),
+    *((2, 1280, 32, 32, 1280), (2, 2560, 32, 32, 1280), (1, 512, 128, 128, 512), (1, 512, 256, 256, 512)),
+    *((1, 256, 512, 512, 256), (1, 128, 1024, 1024, 128)),
+]
+
+
+def convs(speed: float) -> None:
+    def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
+        for b, c, height, width, out in CONVS:
+            sets = sets_of(2 * b * height * width * (c + out))
+            x, w = [drawn(b, c, height, width) for _ in range(sets)], drawn(out, c, 3, 3) * (9 * c) ** -0.5
+            times, bias = [], drawn(out)
+            for tried, given in ((False, None), (True, None), (True, bias)):
+                with torch.backends.cudnn.flags(benchmark=tried):
+                    times.append(time_us(lambda i: F.conv2d(x[i], w, given, padding=1), sets))  # noqa: B023
+            yield f"{b}, {c}, {height}, {width} to {out}", [*times, rate(18 * b * c * out * height * width, times[1])]
+
+    table("3x3 convolutions, NHWC float16", ["as it comes", "tried", "tried, bias", "TFLOP/s of tried"], rows())
+
+
+def attention(speed: float) -> None:
+    backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+
+    def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
+        for heads, n, keys in ((10, 4096, 4096), (20, 1024, 1024), (10, 4096, 77), (20, 1024, 77)):
+            if n == keys:
+                given = [drawn(2, n, 3 * heads * 64) for _ in range(4)]
+                parts = [x.view(2, n, 3, heads, 64).permute(2, 0, 3, 1, 4).unbind() for x in given]
+            else:
+                queries = [drawn(2, n, heads * 64) for _ in range(4)]
+                words = [[drawn(2, keys, heads * 64) for _ in range(2)] for _ in range(4)]
+                parts = [
+                    tuple(y.view(2, -1, heads, 64).transpose(1, 2) for y in (q, *kv))
+                    for q, kv in zip(queries, words, strict=True)
+                ]
+            times = []
+            for backend in backends:
+                with sdpa_kernel(backend):
+                    times.append(time_us(lambda i: F.scaled_dot_product_attention(*parts[i]), 4))  # noqa: B023
+            best = min((time for time in times if time is not None), default=None)
+            yield f"{heads} heads, {n} to {keys}", [*times, rate(2 * 2 * 2 * heads * n * keys * 64, best)]
+
+    table("Attention, batch 2, strided views, float16", ["cudnn", "flash", "efficient", "best TFLOP/s"], rows())
+
+
+DOUBLED = [(2, 1280, 32, 32), (2, 640, 64, 64), (1, 512, 128, 128), (1, 512, 256, 256), (1, 256, 512, 512)]
+
+
+def upsampling(speed: float) -> None:
+    from sdxl_core.models.fused import Phases
+    from sdxl_core.ops.strips import doubled_weight
+
+    def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
+        for b, c, height, width in DOUBLED:
+            sets = sets_of(10 * b * c * height * width)
+            x = [drawn(b, c, height, width) for _ in range(sets)]
+            conv = nn.Conv2d(c, c, 3, padding=1, device="cuda", dtype=HALF).to(memory_format=torch.channels_last)
+            with torch.no_grad(), torch.backends.cudnn.flags(benchmark=True):
+                phases = Phases(conv).to(memory_format=torch.channels_last)
+                joined = doubled_weight(conv).contiguous(memory_format=torch.channels_last)
+                ways: list[Way] = [
+                    lambda i: conv(F.interpolate(x[i], scale_factor=2.0, mode="nearest")),  # noqa: B023
+                    lambda i: phases(x[i]),  # noqa: B023
+                    lambda i: F.conv_transpose2d(x[i], joined, conv.bias, stride=2, padding=1),  # noqa: B023
+                ]
+                times = [time_us(way, sets) for way in ways]
+            flop = 2 * 16 * b * c * c * height * width
+            yield f"{b}, {c}, {height}, {width}", [*times, *(rate(flop, us) for us in times[1:])]
+
+    names = ["plain", "phases", "transposed", "TFLOP/s of phases", "TFLOP/s of transposed"]
+    table("Doubling and 3x3 convolution, NHWC float16", names, rows())
+
+
+TOPICS = {
+    "group_norms": group_norms,
+    "layer_norms": layer_norms,
+    "linears": linears,
+    "convs": convs,
+    "attention": attention,
+    "upsampling": upsampling,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("topic", nargs="*", help=f"of {', '.join(TOPICS)}; default: all")
+    chosen = parser.parse_args().topic or list(TOPICS)
+    with torch.inference_mode():
+        speed = copy_rate()
+        rates = f"copy {speed / 1e6:.3g} TB/s, product {product_rate():.3g} TFLOP/s in float16"
+        print(f"{torch.cuda.get_device_name()}: {rates}")
+        for topic in chosen:
+            TOPICS[topic](speed)
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
