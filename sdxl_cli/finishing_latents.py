@@ -152,11 +152,9 @@ class _Finisher:
         return _Source(model, path, self._dtype(latent), given is not None, passes)
 
     def _dtype(self, latent: SavedLatent) -> str:
-        """Of the network beside the autoencoder; float16 and float32 mean the same one, and any device has float32."""
+        """Of the network beside the autoencoder."""
         asked = full_dtype(self.flags.dtype)
-        if asked == "auto" and latent.record is not None:
-            asked = latent.record.plan.dtype
-        return "float32" if asked == "float16" else asked
+        return latent.record.plan.dtype if asked == "auto" and latent.record is not None else asked
 
     def _path(self, latent: SavedLatent) -> tuple[Path, str]:
         if self.names is None:
@@ -211,15 +209,20 @@ class _Finisher:
         return decode_latents(self._first_stage(source), values, decoding=decoding, reporter=self.view)[0]
 
     def _first_stage(self, source: _Source) -> "AutoencoderKL":
+        from sdxl_core.devices import dtype_name, resolve_device, resolve_dtype
         from sdxl_core.engine import load_first_stage
-        from sdxl_core.passes import apply_first_stage_passes
+        from sdxl_core.passes import Beside, apply_first_stage_passes
 
         if self.loaded is None or self.loaded[0] != source:
             self.loaded = None  # before the next one takes its memory
+            device = resolve_device(self.flags.device)
+            # On the CPU no network is float16, and the first stage beside one would be float32.
+            here = "float32" if device.type == "cpu" and source.dtype == "float16" else source.dtype
+            place = Beside(device, resolve_dtype(here, device))
             model = load_first_stage(
-                source.model, source.path, device=self.flags.device, dtype=source.dtype, reporter=self.view
+                source.model, source.path, device=device, dtype=dtype_name(place.dtype), reporter=self.view
             )
-            apply_first_stage_passes(model, source.passes)
+            apply_first_stage_passes(model, place, source.passes)
             self.loaded = source, model
         return self.loaded[1]
 

@@ -41,10 +41,9 @@ class Engine:
         network: predicts noise; its parameters are of `dtype`.
         denoiser: the preconditioning around it.
         conditioner: text towers, of `dtype`, and embedders of numbers.
-        first_stage: latents to pictures, of `first_stage_dtype`: never float16, which its activations overflow.
+        first_stage: latents to pictures, of `first_stage_dtype`.
         device: where all of them live.
         dtype: of network and text towers.
-        first_stage_dtype: float32 beside float16, else `dtype`.
         attention: name of the network's attention backend.
         passes: names of `sdxl_core.passes` that were made.
 
@@ -59,10 +58,14 @@ class Engine:
     first_stage: AutoencoderKL
     device: torch.device
     dtype: torch.dtype
-    first_stage_dtype: torch.dtype
     attention: str
     passes: tuple[str, ...] = ()
     texts: TextMemory = field(default_factory=TextMemory, init=False, repr=False)
+
+    @property
+    def first_stage_dtype(self) -> torch.dtype:
+        """As loaded float32 beside a float16 network, else `dtype`; its passes may change it."""
+        return self.first_stage.quant_conv.weight.dtype
 
     def predict(self, x_in: Tensor, c_noise: Tensor, cond: Conditioning, touch: Touch | None = None) -> Tensor:
         """Call the network in its dtype; a `Network` for the denoiser, which computes in float32.
@@ -151,7 +154,6 @@ def load_engine(
         first_stage=first_stage,
         device=place,
         dtype=precision,
-        first_stage_dtype=first_stage.quant_conv.weight.dtype,
         attention=backend.name,
     )
 
@@ -171,7 +173,7 @@ def load_first_stage(
         model: says what the first stage is.
         path: a model file or a file with a first stage alone.
         device: auto, cpu, cuda or cuda:N.
-        dtype: of the network that the first stage belongs to; its own is float32 beside float16.
+        dtype: of the network that the first stage belongs to; its own is float32 beside float16, until it has passes.
         attention: auto or the name of a backend of `sdxl_core.ops.attention`.
         reporter: counts bytes read.
 
@@ -197,7 +199,7 @@ def _first_stage_part(
     model: ModelConfig, backend: AttentionBackend, place: torch.device, precision: torch.dtype
 ) -> tuple[AutoencoderKL, Part]:
     """The first stage beside a network of `precision`, without weights yet, and what to load into it."""
-    # It overflows in float16: activations of the published weights pass 65504.
+    # As it is it overflows in float16, activations of the published weights pass 65504: see the pass safe_half.
     own = torch.float32 if precision is torch.float16 else precision
     with shapes_only():
         module = AutoencoderKL(model.first_stage, attention=_first_stage_attention(model, backend, place, own).fn)

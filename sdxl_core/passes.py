@@ -7,7 +7,9 @@ and those that were made stand in the picture's record.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Protocol
 
+import torch
 from torch import nn
 
 from sdxl_core.engine import Engine
@@ -16,12 +18,35 @@ from sdxl_core.models import autoencoder, unet
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.fused import DecoderPhaseUpsample, FusedSelfAttention, PackedGEGLU, PhaseUpsample, Remembered
 from sdxl_core.models.graphs import Graphed
+from sdxl_core.models.safe_half import carry_small
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
 from sdxl_core.ops import onednn
 from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
 
 Replace = Callable[[nn.Module], nn.Module | None]
 """What takes the place of a layer; None: it stays, and its own layers are looked at."""
+
+
+class Place(Protocol):
+    """Where a network runs, and in what: an engine knows it."""
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+    @property
+    def dtype(self) -> torch.dtype: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The place of a first stage without its engine.
+
+    Args:
+        device: of both.
+        dtype: of the network that it belongs to.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +56,13 @@ class Pass:
     Args:
         name: what a user calls it.
         run: changes the network of an engine, or gives one with another network.
-        why_not: the reason why an engine cannot have it, or None.
+        why_not: the reason why an engine, or a first stage alone, cannot have it there, or None.
         first_stage: changes a first stage too; None where a pass leaves it as it is.
     """
 
     name: str
-    run: Callable[[Engine], Engine | None]
-    why_not: Callable[[Engine], str | None] = lambda engine: None
+    run: Callable[[Engine], Engine | None] = lambda engine: None
+    why_not: Callable[[Place], str | None] = lambda place: None
     first_stage: Callable[[AutoencoderKL], None] | None = None
 
 
@@ -61,19 +86,21 @@ def apply_passes(engine: Engine, names: Sequence[str] | None = None) -> Engine:
             made.append(entry.name)
         elif names is not None:
             raise DeviceError(f"the pass {entry.name} cannot be made: {reason}", hint="leave the choice to auto")
-    apply_first_stage_passes(engine.first_stage, made)
+    apply_first_stage_passes(engine.first_stage, engine, made)
     return replace(engine, passes=tuple(made))
 
 
-def apply_first_stage_passes(model: AutoencoderKL, names: Sequence[str] | None = None) -> None:
+def apply_first_stage_passes(model: AutoencoderKL, place: Place, names: Sequence[str] | None = None) -> None:
     """Do to a first stage what `apply_passes` does to that of an engine, so that it gives the same picture bit for bit.
 
     Args:
         model: as loaded, or one that has had the same passes.
-        names: keys of `PASSES`, those that do not reach it among them; None for all.
+        place: of the network that it belongs to.
+        names: keys of `PASSES`, those that do not reach it or cannot be had there among them; None for all.
     """
     for entry in PASSES.values():
-        if entry.first_stage is not None and (names is None or entry.name in names):
+        wanted = names is None or entry.name in names
+        if wanted and entry.first_stage is not None and entry.why_not(place) is None:
             entry.first_stage(model)
 
 
@@ -124,6 +151,20 @@ def _split_decoder_upsampling(model: AutoencoderKL) -> None:
     _replace_layers(model.decoder, replacement)
 
 
+def _no_need_of_half(place: Place) -> str | None:
+    if place.device.type != "cuda":
+        return f"the first stage is float16 on CUDA alone, this device is {place.device.type}"
+    if place.dtype is not torch.float16:
+        return "the first stage is float16 beside a float16 network alone"
+    return None
+
+
+def _carry_in_half(model: AutoencoderKL) -> None:
+    if model.quant_conv.weight.dtype is not torch.float16:  # as it is after this pass alone
+        carry_small(model)
+        model.half()
+
+
 def _pack(engine: Engine) -> None:
     def replacement(layer: nn.Module) -> nn.Module | None:
         match layer:
@@ -142,16 +183,17 @@ def _record_calls(engine: Engine) -> Engine:
     return replace(engine, network=Graphed(engine.network))
 
 
-def _why_no_graphs(engine: Engine) -> str | None:
-    return None if engine.device.type == "cuda" else f"it needs a CUDA device, this one is {engine.device.type}"
+def _why_no_graphs(place: Place) -> str | None:
+    return None if place.device.type == "cuda" else f"it needs a CUDA device, this one is {place.device.type}"
 
 
 _TABLE = (
     Pass("fused_qkv", _fuse_qkv),
     Pass("kept_text", _keep_text),
     Pass("kept_labels", _keep_labels),
+    Pass("safe_half", why_not=_no_need_of_half, first_stage=_carry_in_half),
     Pass("phase_upsampling", _split_upsampling, first_stage=_split_decoder_upsampling),
-    Pass("packed_weights", _pack, lambda engine: onednn.why_not(engine.device, engine.dtype)),
+    Pass("packed_weights", _pack, lambda place: onednn.why_not(place.device, place.dtype)),
     Pass("cuda_graph", _record_calls, _why_no_graphs),  # the last: it records what the others have made
 )
 

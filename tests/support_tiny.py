@@ -27,7 +27,7 @@ from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.unet import UNet
 from sdxl_core.ops.meta import shapes_only
 
-CPU_PASSES = tuple(name for name in PASSES if name not in {"cuda_graph"})
+CPU_PASSES = tuple(name for name in PASSES if name not in {"safe_half", "cuda_graph"})
 """Names of the passes that an engine on the CPU can have."""
 
 CLIP_WIDTH, OPEN_CLIP_WIDTH, SIZE_WIDTH = 32, 64, 32

@@ -15,7 +15,7 @@ from sdxl_core.errors import DeviceError
 from sdxl_core.guider_config import FreeUConfig, GuiderConfig, PagConfig, SagConfig, SegConfig
 from sdxl_core.models.fused import DecoderPhaseUpsample, PhaseUpsample, Remembered
 from sdxl_core.models.unet import Upsample
-from sdxl_core.passes import apply_first_stage_passes, apply_passes
+from sdxl_core.passes import Beside, apply_first_stage_passes, apply_passes
 from sdxl_core.pipeline import decode, sample
 from sdxl_core.plan import Plan
 from sdxl_core.types import Conditioning
@@ -102,13 +102,37 @@ def test_pictures_are_the_same(load: Load) -> None:
 @pytest.mark.parametrize("names", [None, (), ("fused_qkv",), ("phase_upsampling", "packed_weights")])
 def test_a_first_stage_alone_gives_the_picture_of_the_engine(load: Load, names: tuple[str, ...] | None) -> None:
     alone, engine = load("bfloat16").first_stage, apply_passes(load("bfloat16"), names)
-    apply_first_stage_passes(alone, names)
+    apply_first_stage_passes(alone, engine, names)
     x = torch.randn(1, 4, 9, 7, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(alone.decode(x.bfloat16()), engine.first_stage.decode(x.bfloat16()))
     assert any(isinstance(layer, DecoderPhaseUpsample) for layer in alone.modules()) == (
         names is None or "phase_upsampling" in names
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cuda", "float16", "float16"),
+        ("cuda", "bfloat16", "float32"),
+        ("cuda", "float32", "float32"),
+        ("cpu", "float32", "float32"),
+    ],
+)
+def test_a_first_stage_is_float16_beside_float16_on_cuda_alone(
+    load: Load, device: str, dtype: str, expected: str
+) -> None:
+    """Its maps are carried small then, and a second model that it serves leaves it as it is."""
+    engine = load("float32")
+    plain = load("float32").first_stage
+    for _ in range(2):
+        apply_first_stage_passes(engine.first_stage, Beside(torch.device(device), getattr(torch, dtype)), ["safe_half"])
+    assert engine.first_stage_dtype is getattr(torch, expected)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = engine.first_stage.decode(x.to(engine.first_stage_dtype))
+        assert relative(ours, plain.decode(x)) < (2e-3 if expected == "float16" else 1e-7)
 
 
 def test_words_and_sizes_are_read_once_a_run_and_forgotten_with_it(load: Load) -> None:
