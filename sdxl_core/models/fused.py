@@ -90,7 +90,7 @@ class Phases(nn.ModuleList):
     def __init__(self, conv: nn.Conv2d) -> None:
         wide = conv.weight.detach().float()
         super().__init__(
-            _phase_conv(conv, _paired(_paired(wide, row, 2), column, 3)) for row in (0, 1) for column in (0, 1)
+            _phase_conv(conv, paired(paired(wide, row, 2), column, 3)) for row in (0, 1) for column in (0, 1)
         )
         self.channels = conv.out_channels
 
@@ -155,7 +155,7 @@ def _phase_conv(plain: nn.Conv2d, weight: Tensor) -> nn.Conv2d:
     return conv
 
 
-def _paired(weight: Tensor, parity: int, dim: int) -> Tensor:
+def paired(weight: Tensor, parity: int, dim: int) -> Tensor:
     """Three weights along `dim` as the two of the even (0) or odd (1) lines of the doubled map."""
     first, second, third = weight.unbind(dim)
     return torch.stack([first, second + third] if parity == 0 else [first + second, third], dim)

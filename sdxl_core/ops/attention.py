@@ -46,6 +46,21 @@ def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
+def wide_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as two matrix products, with the scores and their softmax in float32 whatever the inputs are.
+
+    In 16 bit a score of 100 errs by 3 % of its weight.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    queries, keys = (q * q.shape[-1] ** -0.5).flatten(0, 1), k.transpose(-1, -2).flatten(0, 1)
+    if q.is_cuda and q.dtype != wide:
+        scores = torch.bmm(queries, keys, out_dtype=wide)
+    else:
+        scores = queries.to(wide) @ keys.to(wide)
+    out: Tensor = scores.softmax(-1).to(v.dtype).view(*q.shape[:3], -1) @ v
+    return out
+
+
 def in_query_chunks(attention: Attention, block_bytes: int) -> Attention:
     """The same attention, some queries at a time: what a kernel holds of the weights q k^T is at most `block_bytes`."""
 
