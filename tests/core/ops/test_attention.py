@@ -98,7 +98,36 @@ def test_dtype_that_no_kernel_takes_is_found_by_trial() -> None:
 def test_unknown_name_lists_the_known() -> None:
     with pytest.raises(DeviceError, match="unknown attention backend 'flesh'") as caught:
         resolve_attention("flesh", CPU, torch.float32, 64)
-    assert caught.value.hint == "one of: auto, sdpa, cudnn, flash, efficient, xformers, math"
+    assert caught.value.hint == "one of: auto, sdpa, cudnn_first, flash_first, cudnn, flash, efficient, xformers, math"
+
+
+@pytest.mark.parametrize("name", ["cudnn_first", "flash_first"])
+def test_an_order_of_kernels_falls_back_to_one_that_can_and_is_the_process_no_longer(name: str) -> None:
+    before = torch._C._get_sdp_priority_order()
+    q, k, v = draw(5, 64, torch.float64)
+    assert relative_error(BACKENDS[name].fn(q, k, v), formula(q, k, v)) <= 1e-14
+    assert torch._C._get_sdp_priority_order() == before
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "chosen"),
+    [
+        ((9, 0), torch.float16, 64, "cudnn_first"),
+        ((9, 0), torch.bfloat16, 64, "cudnn_first"),
+        ((9, 0), torch.float16, 20, "flash_first"),
+        ((9, 0), torch.float16, 512, "sdpa"),
+        ((9, 0), torch.float32, 64, "sdpa"),
+        ((8, 6), torch.float16, 64, "flash_first"),
+        ((12, 0), torch.float16, 64, "flash_first"),
+        ((7, 5), torch.float16, 64, "sdpa"),
+    ],
+)
+def test_auto_goes_by_the_gpu(
+    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_attention("auto", torch.device("cuda"), dtype, head_dim).name == chosen
 
 
 @pytest.mark.gpu
