@@ -90,6 +90,18 @@ def has_native_bfloat16() -> bool:
     return any(bool(capabilities.get(name)) for name in _NATIVE_BFLOAT16)
 
 
+def settle_arithmetic(device: torch.device) -> None:
+    """Let CUDA compute in the dtype it is given, in the whole process.
+
+    By itself PyTorch has float32 convolutions rounded to TF32 (10 bits), and lets partial sums of 16-bit products be
+    added in 16 bit.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`float16` of `torch.float16`."""
     return str(dtype).removeprefix("torch.")

@@ -14,7 +14,7 @@ from sdxl_core.checkpoints.load import Part, load_parts
 from sdxl_core.conditioning.conditioner import Conditioner
 from sdxl_core.conditioning.memory import TextMemory
 from sdxl_core.config import ModelConfig, borrowed_towers
-from sdxl_core.devices import dtype_name, memory_guard, require_memory, resolve_device, resolve_dtype
+from sdxl_core.devices import dtype_name, memory_guard, require_memory, resolve_device, resolve_dtype, settle_arithmetic
 from sdxl_core.diffusion.denoiser import Denoiser
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.unet import UNet
@@ -123,6 +123,7 @@ def load_engine(
     """
     place = device if isinstance(device, torch.device) else resolve_device(device)
     precision = resolve_dtype(dtype, place)
+    settle_arithmetic(place)
     backend = resolve_attention(attention, place, precision, model.network.num_head_channels)
 
     with shapes_only():
@@ -184,6 +185,7 @@ def load_first_stage(
     """
     place = device if isinstance(device, torch.device) else resolve_device(device)
     precision = resolve_dtype(dtype, place)
+    settle_arithmetic(place)
     backend = resolve_attention(attention, place, precision, model.network.num_head_channels)
     header = read_header(path)
     first_stage, part = _first_stage_part(model, backend, place, precision)

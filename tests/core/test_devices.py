@@ -3,7 +3,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdxl_core.devices import free_memory_bytes, memory_guard, require_memory, resolve_device, resolve_dtype
+from sdxl_core.devices import (
+    free_memory_bytes,
+    memory_guard,
+    require_memory,
+    resolve_device,
+    resolve_dtype,
+    settle_arithmetic,
+)
 from sdxl_core.errors import DeviceError, MemoryExhaustedError
 
 CPU = torch.device("cpu")
@@ -137,3 +144,20 @@ def test_every_kind_of_running_out_is_told_alike(error: Exception) -> None:
 def test_other_errors_pass_through_the_guard() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"), memory_guard(CPU, "drawing", "less"):
         torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def test_cuda_computes_in_the_dtype_that_it_is_given_and_the_cpu_leaves_the_process_as_it_is() -> None:
+    matmul = torch.backends.cuda.matmul
+    reduced = [f"allow_{dtype}_reduced_precision_reduction" for dtype in ("fp16", "bf16")]
+    places = [(torch.backends.cudnn, "allow_tf32"), *((matmul, name) for name in ("allow_tf32", *reduced))]
+    before = [getattr(place, name) for place, name in places]
+    try:
+        for place, name in places:
+            setattr(place, name, True)
+        settle_arithmetic(torch.device("cpu"))
+        assert all(getattr(place, name) for place, name in places)
+        settle_arithmetic(torch.device("cuda"))
+        assert not any(getattr(place, name) for place, name in places)
+    finally:
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)
