@@ -1,7 +1,8 @@
 """Weights from a safetensors file into modules built on the meta device, without a second copy in memory."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from sdxl_core.checkpoints.check import check_keys
 from sdxl_core.checkpoints.header import Header, TensorInfo, open_checkpoint, read_header
+from sdxl_core.checkpoints.stream import Target, read_at, stream
 from sdxl_core.errors import CheckpointError
 from sdxl_core.progress import SILENT, Reporter
 
@@ -57,11 +59,29 @@ class _Want:
     info: TensorInfo
     dtype: torch.dtype
 
+    @property
+    def stored(self) -> torch.dtype:
+        return TORCH_DTYPES[self.info.dtype]
+
+    @property
+    def last(self) -> bool:
+        """Whether it is laid out with channels last."""
+        return self.part.channels_last and len(self.info.shape) == 4
+
+    @property
+    def nbytes(self) -> int:
+        """In memory, where PyTorch's allocator takes multiples of 512 bytes."""
+        return -(-self.info.numel * self.dtype.itemsize // 512) * 512
+
+    def empty(self, device: torch.device) -> Tensor:
+        layout = torch.channels_last if self.last else torch.contiguous_format
+        return torch.empty(self.info.shape, dtype=self.dtype, device=device, memory_format=layout)
+
 
 def load_parts(
     header: Header, parts: Sequence[Part], *, device: torch.device | str = "cpu", reporter: Reporter = SILENT
 ) -> None:
-    """Fill modules from one file; memory peaks at the weights themselves and 16 MB (32 MB pinned for CUDA).
+    """Fill modules from one file; memory peaks at the weights themselves and 16 MB (and 101 MB of the host for CUDA).
 
     Reads in the order of the file with plain reads, so a file that shrinks meanwhile is an error, not a crash. The
     modules change only after the last byte is read: an interrupt leaves them as they were.
@@ -83,10 +103,20 @@ def load_parts(
         with open_checkpoint(header.path) as file, torch.no_grad():
             if os.fstat(file.fileno()).st_size != header.file_bytes:
                 raise CheckpointError(f"{header.path}: changed while it was read", hint="try again")
-            reader = _Reader(file, header, device, reporter)
-            for want in wants:
-                loaded[want.part.prefix][want.name] = reader.tensor(want)
-            reader.finish()
+            if device.type == "cpu":
+                reader = _Reader(file, header, reporter)
+                for want in wants:
+                    loaded[want.part.prefix][want.name] = reader.tensor(want)
+            else:
+                for part in parts:
+                    of_part = [want for want in wants if want.part is part]
+                    _reserve(sum(want.nbytes for want in of_part), device)
+                    loaded[part.prefix] = {want.name: want.empty(device) for want in of_part}
+                targets = [
+                    Target(loaded[want.part.prefix][want.name], want.stored, header.data_start + want.info.offsets[0])
+                    for want in wants
+                ]
+                stream(header.path, targets, CHUNK_BYTES, reporter)
     finally:
         reporter.finish()
     for part in parts:
@@ -137,90 +167,37 @@ def _check_filled(module: nn.Module) -> None:
         raise ValueError(f"buffers {empty} are on the meta device and in no file: make them on a real one")
 
 
-class _Reader:
-    """Reads tensors of one open file; holds the staging memory for what cannot be read in place."""
+def _reserve(nbytes: int, device: torch.device) -> None:
+    """Have so much memory ready on a device: asking its driver for every tensor takes as long as reading them."""
+    if device.type == "cuda":
+        with suppress(torch.OutOfMemoryError):  # in one piece; it may be there in many
+            torch.empty(nbytes, dtype=torch.uint8, device=device)
 
-    def __init__(self, file: FileIO, header: Header, device: torch.device, reporter: Reporter) -> None:
-        self.file, self.header, self.device, self.reporter = file, header, device, reporter
-        self.cuda = device.type == "cuda"
-        self.stages: list[Tensor] = []
-        self.copied: list[torch.cuda.Event | None] = [None, None]
-        self.turn = 0
+
+class _Reader:
+    """Reads tensors of one open file into the memory of the host; a buffer is for what cannot be read in place."""
+
+    def __init__(self, file: FileIO, header: Header, reporter: Reporter) -> None:
+        self.file, self.header, self.reporter = file, header, reporter
+        self.buffer = torch.empty(0, dtype=torch.uint8)
 
     def tensor(self, want: _Want) -> Tensor:
-        """The tensor on the device, in the wanted dtype and layout."""
-        stored = TORCH_DTYPES[want.info.dtype]
-        last = want.part.channels_last and len(want.info.shape) == 4
-        out = torch.empty(
-            want.info.shape,
-            dtype=want.dtype,
-            device=self.device,
-            memory_format=torch.channels_last if last else torch.contiguous_format,
-        )
-        start = self.header.data_start + want.info.offsets[0]
-        if self.device.type == "cpu" and stored == want.dtype and not last:
+        """The tensor in the wanted dtype and layout."""
+        out, start = want.empty(torch.device("cpu")), self.header.data_start + want.info.offsets[0]
+        if want.stored == want.dtype and not want.last:
             flat = out.reshape(-1).view(torch.uint8)
             for begin in range(0, flat.numel(), CHUNK_BYTES):
                 self._read(start + begin, flat[begin : begin + CHUNK_BYTES])
         else:
-            self._convert(out, stored, start)
+            for piece in Target(out, want.stored, start).pieces(CHUNK_BYTES):
+                if self.buffer.numel() < piece.nbytes:
+                    self.buffer = torch.empty(max(CHUNK_BYTES, piece.nbytes), dtype=torch.uint8)
+                read = self.buffer[: piece.nbytes]
+                self._read(piece.position, read)
+                piece.out.copy_(read.view(piece.stored).view(piece.out.shape))
         return out
-
-    def finish(self) -> None:
-        """Wait until everything has reached the device."""
-        for event in self.copied:
-            if event is not None:
-                event.synchronize()
-
-    def _convert(self, out: Tensor, stored: torch.dtype, start: int) -> None:
-        """Through the staging memory, a few rows at a time."""
-        for rows in _rows(out, stored.itemsize):
-            size = rows.numel() * stored.itemsize
-            stage = self._stage(size)
-            self._read(start, stage)
-            start += size
-            values = stage.view(stored).view(rows.shape)
-            if self.cuda:
-                # Sent as stored, so that the conversion runs on the device and the copy can overlap the next read.
-                rows.copy_(values.to(self.device, non_blocking=True))
-                event = self.copied[self.turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                event.record()
-                self.turn = 1 - self.turn
-            else:
-                rows.copy_(values)
-
-    def _stage(self, size: int) -> Tensor:
-        """Staging memory of `size` bytes that no copy is reading any more; CUDA takes turns with two pinned ones."""
-        if not self.stages:
-            self.stages = [
-                torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=self.cuda) for _ in range(1 + self.cuda)
-            ]
-        event = self.copied[self.turn]
-        if event is not None:
-            event.synchronize()
-        if self.stages[self.turn].numel() < size:
-            self.stages[self.turn] = torch.empty(size, dtype=torch.uint8, pin_memory=self.cuda)
-        return self.stages[self.turn][:size]
 
     def _read(self, position: int, into: Tensor) -> None:
         """Fill a byte tensor from the file."""
-        view = memoryview(into.numpy())  # type: ignore[arg-type]
-        try:
-            self.file.seek(position)
-            while view.nbytes:
-                count = self.file.readinto(view)
-                if not count:
-                    raise CheckpointError(f"{self.header.path}: shrank while it was read", hint="fetch the file again")
-                view = view[count:]
-                self.reporter.advance(count)
-        except OSError as error:
-            raise CheckpointError(f"{self.header.path}: {error.strerror}") from error
-
-
-def _rows(out: Tensor, itemsize: int) -> Iterator[Tensor]:
-    """Views of the tensor along its first axis, each of at most CHUNK_BYTES as stored (or one row)."""
-    if out.ndim == 0 or out.numel() * itemsize <= CHUNK_BYTES:
-        yield out
-        return
-    count = max(1, CHUNK_BYTES // (out[0].numel() * itemsize))
-    yield from torch.split(out, count)
+        for count in read_at(self.file, self.header.path, position, into):
+            self.reporter.advance(count)
