@@ -10,17 +10,19 @@ from types import MappingProxyType
 from typing import Protocol
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from sdxl_core.engine import Engine
 from sdxl_core.errors import DeviceError
 from sdxl_core.models import autoencoder, unet
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.fused import DecoderPhaseUpsample, FusedSelfAttention, PackedGEGLU, PhaseUpsample, Remembered
+from sdxl_core.models.fused_unet import NetworkKernels, added_in_place, fuse_norms, fuse_transformers
 from sdxl_core.models.graphs import Graphed
 from sdxl_core.models.safe_half import carry_small
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
-from sdxl_core.ops import onednn
+from sdxl_core.ops import kernels, onednn
 from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
 
 Replace = Callable[[nn.Module], nn.Module | None]
@@ -179,6 +181,37 @@ def _pack(engine: Engine) -> None:
     _replace_layers(engine.network, replacement)
 
 
+def network_kernels() -> NetworkKernels:
+    """The kernels of `fused_norms` and `fused_transformer`; imports Triton."""
+    from sdxl_core.ops.kernels.gates import geglu
+    from sdxl_core.ops.kernels.norms import add, group_norm, layer_norm
+
+    def gated(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return geglu(F.linear(rows, weight), bias)
+
+    return NetworkKernels(group_norm, add, layer_norm, gated, added_in_place)
+
+
+def _fuse_norms(engine: Engine) -> None:
+    fuse_norms(engine.network, network_kernels())  # type: ignore[arg-type]
+
+
+def _fuse_transformer(engine: Engine) -> None:
+    fuse_transformers(engine.network, network_kernels())  # type: ignore[arg-type]
+
+
+def _why_no_kernels(place: Place) -> str | None:
+    return kernels.why_not(place.device)
+
+
+def _put_channels_last(engine: Engine) -> None:
+    engine.network.to(memory_format=torch.channels_last)
+
+
+def _why_not_last(place: Place) -> str | None:
+    return None if place.device.type == "cuda" else "it gains nothing on the CPU"
+
+
 def _record_calls(engine: Engine) -> Engine:
     return replace(engine, network=Graphed(engine.network))
 
@@ -194,6 +227,9 @@ _TABLE = (
     Pass("safe_half", why_not=_no_need_of_half, first_stage=_carry_in_half),
     Pass("phase_upsampling", _split_upsampling, first_stage=_split_decoder_upsampling),
     Pass("packed_weights", _pack, lambda place: onednn.why_not(place.device, place.dtype)),
+    Pass("channels_last", _put_channels_last, _why_not_last),
+    Pass("fused_norms", _fuse_norms, _why_no_kernels),
+    Pass("fused_transformer", _fuse_transformer, _why_no_kernels),
     Pass("cuda_graph", _record_calls, _why_no_graphs),  # the last: it records what the others have made
 )
 

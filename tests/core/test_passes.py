@@ -4,6 +4,7 @@ import gc
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,10 +159,27 @@ def test_what_was_made_stands_in_the_record(load: Load) -> None:
     assert Plan.from_json(stamped.to_json()) == stamped
 
 
-def test_graphs_need_a_cuda_device(load: Load) -> None:
-    assert "cuda_graph" not in apply_passes(load("float32")).passes
-    with pytest.raises(DeviceError, match="cuda_graph cannot be made: it needs a CUDA device, this one is cpu"):
-        apply_passes(load("float32"), ("cuda_graph",))
+@pytest.mark.parametrize("name", ["channels_last", "fused_norms", "fused_transformer", "cuda_graph"])
+def test_what_is_for_a_gpu_needs_one(load: Load, name: str) -> None:
+    assert name not in apply_passes(load("float32")).passes
+    with pytest.raises(DeviceError, match=f"{name} cannot be made: it (gains nothing on the CPU|needs a CUDA device)"):
+        apply_passes(load("float32"), (name,))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", [None, *GUIDANCE])
+def test_all_passes_on_a_gpu_are_as_near_to_float32_as_none(tmp_path: Path, method: str | None) -> None:
+    path = write_tiny_checkpoint(tmp_path / "tiny.safetensors")
+
+    def loaded(dtype: str) -> Engine:
+        return load_engine(tiny_config(), path, device="cuda", dtype=dtype)
+
+    guided = {"scale": 4.0, **({method: GUIDANCE[method]} if method else {})}
+    given = plan(guider=GuiderConfig.model_validate(guided))
+    fast = apply_passes(loaded("float16"))
+    assert {"channels_last", "fused_norms", "fused_transformer", "cuda_graph"} <= set(fast.passes)
+    exact = latents(loaded("float32"), given)
+    assert relative(latents(fast, given), exact) < 1.5 * relative(latents(loaded("float16"), given), exact)
 
 
 def test_a_pass_that_cannot_be_had_is_left_out_or_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,301 @@
+"""The UNet's blocks for a GPU: the same function with channels last, and fewer passes over memory between products.
+
+Every layer takes the place of a plain one and has its parameters under the same names. Convolutions and linear layers
+leave their biases to the pass over their result that follows anyway.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdxl_core.models.fused import FusedSelfAttention, Remembered
+from sdxl_core.models.fused_autoencoder import Kernels
+from sdxl_core.models.transformer import GEGLU, AttendMap, CrossAttention, SpatialTransformer, TransformerBlock
+from sdxl_core.models.unet import ResBlock, UNet
+from sdxl_core.types import Attend
+
+
+class LayerNormKernel(Protocol):
+    """Layer norm of rows, of the sum with others; see `sdxl_core.ops.kernels.norms.layer_norm`."""
+
+    def __call__(  # noqa: D102
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        *,
+        delta: Tensor | None = None,
+        delta_bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkKernels(Kernels):
+    """What is done in one pass over rows, beside what is done in one over maps.
+
+    Args:
+        layer_norm: with a bias that is owed to its input.
+        gated: (rows, weight, bias) -> GEGLU of the linear layer.
+        added: (x, rows, weight) -> x + rows W^T, which may be written into x.
+    """
+
+    layer_norm: LayerNormKernel
+    gated: Callable[[Tensor, Tensor, Tensor], Tensor]
+    added: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def added_in_place(x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """A residual linear layer whose sum is made by the matrix product: x += rows W^T, rounded once.
+
+    Args:
+        x: (m, n).
+        rows: (m, k).
+        weight: (n, k).
+    """
+    return x.addmm_(rows, weight.T)
+
+
+class Shifts(nn.Module):
+    """What the first convolution of every block of a UNet lacks: its bias and the embedding, by one product a call.
+
+    The blocks' own weights become parts of one matrix.
+
+    Args:
+        blocks: all of them, plain.
+    """
+
+    def __init__(self, blocks: Sequence[ResBlock]) -> None:
+        super().__init__()
+        layers = [_linear(block.emb_layers[1]) for block in blocks]
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        # Two biases are rounded as one.
+        biases = [_bias(layer) + _bias(block.in_layers[2]) for layer, block in zip(layers, blocks, strict=True)]
+        with torch.device("meta"):
+            joined = nn.Linear(weight.shape[1], weight.shape[0])
+        joined.weight = nn.Parameter(weight, requires_grad=False)
+        joined.bias = nn.Parameter(torch.cat(biases).to(weight.dtype), requires_grad=False)
+        self.joined = Remembered(nn.Sequential(nn.SiLU(), joined))
+        self.widths = [len(layer.weight) for layer in layers]
+        for layer, part in zip(layers, torch.split(weight, self.widths), strict=True):
+            layer.weight = nn.Parameter(part, requires_grad=False)
+
+    def part(self, i: int, emb: Tensor) -> Tensor:
+        """Of the i-th block, (b, c), under an embedding (b, emb_dim)."""
+        start = sum(self.widths[:i])
+        answer: Tensor = self.joined(emb)
+        return answer[:, start : start + self.widths[i]]
+
+
+class FusedResBlock(ResBlock):
+    """A block of two convolutions and three passes beside them.
+
+    Args:
+        plain: the layer.
+        kernels: what it is made of.
+        shift: (b, emb_dim) -> (b, c), what its first convolution lacks.
+    """
+
+    bias: Tensor
+
+    def __init__(self, plain: ResBlock, kernels: NetworkKernels, shift: Callable[[Tensor], Tensor]) -> None:
+        nn.Module.__init__(self)
+        self.in_layers, self.emb_layers, self.out_layers = plain.in_layers, plain.emb_layers, plain.out_layers
+        self.skip_connection = plain.skip_connection
+        self.kernels, self.shift = kernels, shift
+        bias = _bias(plain.out_layers[3])
+        if isinstance(plain.skip_connection, nn.Conv2d):
+            bias = bias + _bias(plain.skip_connection)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # noqa: D102
+        normed = self.kernels.normed
+        h = _convolved(self.in_layers[2], normed(_norm(self.in_layers[0]), x))
+        h = _convolved(self.out_layers[3], normed(_norm(self.out_layers[0]), h, shift=self.shift(emb)))
+        if isinstance(self.skip_connection, nn.Conv2d):
+            x = _convolved(self.skip_connection, x)
+        return self.kernels.add(x, h, self.bias)
+
+
+class FusedTransformerBlock(TransformerBlock):
+    """A block whose residuals are added by its matrix products, and whose biases are owed to x.
+
+    What is owed is the same for all rows and known beforehand: the norms add it, and nothing writes it.
+
+    Args:
+        plain: the layer.
+        kernels: what it is made of.
+        owed: (d,) float32 that x lacks when it comes.
+
+    Attributes:
+        owed: (4, d), what x lacks at each of the norms, and in the end.
+    """
+
+    owed: Tensor
+
+    def __init__(self, plain: TransformerBlock, kernels: NetworkKernels, owed: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.attn1, self.attn2, self.ff = plain.attn1, plain.attn2, plain.ff
+        self.norm1, self.norm2, self.norm3 = plain.norm1, plain.norm2, plain.norm3
+        self.kernels = kernels
+        last = self.attn1.to_out[0], self.attn2.to_out[0], self.ff.net[2]
+        steps = torch.stack([owed, *(_bias(layer) for layer in last)])
+        self.register_buffer("owed", steps.cumsum(0), persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
+        """Map x (b, n, d), which may be written into, to the same; all but what is `owed`."""
+        shape = x.shape
+        rows = x.view(-1, shape[2])
+
+        h = self._normed(self.norm1, rows, 0).view(shape)
+        q, k, v = _self_parts(self.attn1, h)
+        kernel = self.attn1.attention
+        attended = kernel(q, k, v) if attend is None else attend(kernel, q, k, v)
+        rows = self._added(rows, _joined(attended), self.attn1.to_out[0])
+
+        h = self._normed(self.norm2, rows, 1)
+        q = F.linear(h, self.attn2.to_q.weight).view(shape)
+        q, k, v = (_heads(part, self.attn2.heads) for part in (q, self.attn2.to_k(context), self.attn2.to_v(context)))
+        rows = self._added(rows, _joined(self.attn2.attention(q, k, v)), self.attn2.to_out[0])
+
+        gate, last = self.ff.net[0], self.ff.net[2]
+        assert isinstance(gate, GEGLU)
+        h = self.kernels.gated(self._normed(self.norm3, rows, 2), gate.proj.weight, gate.proj.bias)
+        return self._added(rows, h, last).view(shape)
+
+    def _normed(self, norm: nn.LayerNorm, rows: Tensor, i: int) -> Tensor:
+        return self.kernels.layer_norm(rows, norm.weight, norm.bias, norm.eps, delta_bias=self.owed[i])[1]
+
+    def _added(self, rows: Tensor, h: Tensor, layer: nn.Module) -> Tensor:
+        return self.kernels.added(rows, h, _linear(layer).weight)
+
+
+class FusedSpatialTransformer(SpatialTransformer):
+    """Blocks over all positions of a map with channels last, whose rows are the map itself.
+
+    Args:
+        plain: the layer; where its blocks are of another kind already, they stay.
+        kernels: what it is made of.
+
+    Attributes:
+        owing: the blocks are fused and owe their biases.
+        bias: (c,) that the result lacks: what the blocks owe, after the last projection, and its bias.
+    """
+
+    bias: Tensor
+
+    def __init__(self, plain: SpatialTransformer, kernels: NetworkKernels) -> None:
+        nn.Module.__init__(self)
+        self.linear, self.norm, self.kernels = plain.linear, plain.norm, kernels
+        self.proj_in, self.proj_out = plain.proj_in, plain.proj_out
+        blocks, owed = list(plain.transformer_blocks), _bias(plain.proj_in)
+        self.owing = all(isinstance(block, TransformerBlock) for block in blocks)
+        for i, block in enumerate(blocks if self.owing else ()):
+            blocks[i] = FusedTransformerBlock(block, kernels, owed)  # type: ignore[arg-type]
+            owed = blocks[i].owed[3]  # type: ignore[index]
+        self.transformer_blocks = nn.ModuleList(blocks)
+        bias = _bias(plain.proj_out)
+        if self.owing:
+            bias = plain.proj_out.weight.detach().flatten(1).to(owed.dtype) @ owed + bias
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: Tensor, context: Tensor, attend: Attend | None = None) -> Tensor:  # noqa: D102
+        b, c, height, width = x.shape
+        attend_map = None if attend is None else partial(attend, size=(height, width))
+        h = self.kernels.normed(self.norm, x, silu=False).permute(0, 2, 3, 1).reshape(b, height * width, c)
+        h = F.linear(h, self.proj_in.weight.flatten(1), None if self.owing else self.proj_in.bias)
+        for block in self.transformer_blocks:
+            h = block(h, context, attend_map)
+        h = F.linear(h, self.proj_out.weight.flatten(1)).view(b, height, width, c)
+        return self.kernels.add(x, h.permute(0, 3, 1, 2), self.bias)
+
+
+class FusedNorm(nn.GroupNorm):
+    """A norm and the SiLU after it.
+
+    Args:
+        plain: the norm.
+        kernels: what it is made of.
+    """
+
+    def __init__(self, plain: nn.GroupNorm, kernels: Kernels) -> None:
+        nn.Module.__init__(self)
+        self.num_groups, self.num_channels, self.eps = plain.num_groups, plain.num_channels, plain.eps
+        self.affine, self.weight, self.bias = plain.affine, plain.weight, plain.bias
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.kernels.normed(self, x)
+
+
+def fuse_norms(network: UNet, kernels: NetworkKernels) -> None:
+    """Have the blocks of convolutions, and the last norm, made of kernels."""
+    blocks = [module for module in network.modules() if isinstance(module, ResBlock)]
+    network.shifts = Shifts(blocks)
+    fused = {block: FusedResBlock(block, kernels, partial(network.shifts.part, i)) for i, block in enumerate(blocks)}
+    _replace(network, lambda layer: fused.get(layer) if isinstance(layer, ResBlock) else None)
+    network.out[0], network.out[1] = FusedNorm(_norm(network.out[0]), kernels), nn.Identity()
+
+
+def fuse_transformers(network: UNet, kernels: NetworkKernels) -> None:
+    """Have the transformers made of kernels, whether their projections of q, k and v are one or three."""
+
+    def replacement(layer: nn.Module) -> nn.Module | None:
+        return FusedSpatialTransformer(layer, kernels) if isinstance(layer, SpatialTransformer) else None
+
+    _replace(network, replacement)
+
+
+def _replace(network: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> None:
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if (other := replacement(child)) is not None:
+                setattr(parent, name, other)
+
+
+def _self_parts(attn: nn.Module, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v of h (b, n, d), each (b, heads, n, d / heads); views of one product where the layer has one."""
+    if isinstance(attn, FusedSelfAttention):
+        joined = F.linear(h, attn.to_qkv.weight).view(*h.shape[:2], 3, attn.heads, -1)
+        q, k, v = joined.permute(2, 0, 3, 1, 4).unbind()
+        return q, k, v
+    assert isinstance(attn, CrossAttention)
+    q, k, v = (_heads(F.linear(h, _linear(layer).weight), attn.heads) for layer in (attn.to_q, attn.to_k, attn.to_v))
+    return q, k, v
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _joined(attended: Tensor) -> Tensor:
+    """The heads of every position side by side: (b, heads, n, e) to (b n, heads e); a view of what kernels make."""
+    return attended.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _convolved(conv: nn.Module, x: Tensor) -> Tensor:
+    """What a convolution gives before its bias."""
+    assert isinstance(conv, nn.Conv2d)
+    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+
+
+def _bias(layer: nn.Module) -> Tensor:
+    """In float32 at least, so that biases can be added without rounding each."""
+    assert isinstance(layer.bias, Tensor)
+    bias = layer.bias.detach()
+    return bias.to(torch.promote_types(bias.dtype, torch.float32))
+
+
+def _linear(layer: nn.Module) -> nn.Linear:
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _norm(layer: nn.Module) -> nn.GroupNorm:
+    assert isinstance(layer, nn.GroupNorm)
+    return layer

@@ -1,0 +1,194 @@
+"""The UNet's blocks for a GPU against the plain ones: the same function, whatever their kernels are."""
+
+import copy
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support_networks import BASE, REFINER, randn, randomized
+from torch import Tensor, nn
+
+from sdxl_core.config import NetworkConfig
+from sdxl_core.diffusion.touches import own_values
+from sdxl_core.models.fused import FusedSelfAttention, Remembered
+from sdxl_core.models.fused_unet import NetworkKernels, added_in_place, fuse_norms, fuse_transformers
+from sdxl_core.models.transformer import TransformerBlock
+from sdxl_core.models.unet import UNet
+from sdxl_core.types import Touch
+
+
+def _group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool, shift: Tensor | None = None
+) -> Tensor:
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    shifted = x if shift is None else x + shift[:, :, None, None]
+    normed = F.group_norm(shifted, groups, weight, bias, eps)
+    return (F.silu(normed) if silu else normed).contiguous(memory_format=torch.channels_last)
+
+
+def _add(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    return x + y if bias is None else x + y + bias[:, None, None]
+
+
+def _layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    delta: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    total = x if delta is None else x + delta
+    total = total if delta_bias is None else total + delta_bias
+    return (x if delta is None else total), F.layer_norm(total, weight.shape, weight, bias, eps)
+
+
+def _gated(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    value, gate = F.linear(rows, weight, bias).chunk(2, dim=1)
+    return value * F.gelu(gate)
+
+
+WRITTEN_OUT = NetworkKernels(_group_norm, _add, _layer_norm, _gated, added_in_place)
+"""What the kernels promise, in PyTorch's own words."""
+
+
+def plain(config: NetworkConfig) -> UNet:
+    return randomized(UNet(config)).double().requires_grad_(False)
+
+
+def fused(network: UNet, kernels: NetworkKernels = WRITTEN_OUT, *, norms: bool = True, blocks: bool = True) -> UNet:
+    made = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    if norms:
+        fuse_norms(made, kernels)
+    if blocks:
+        fuse_transformers(made, kernels)
+    return made
+
+
+def call(config: NetworkConfig, rows: int = 2, height: int = 8, width: int = 8) -> tuple[Tensor, ...]:
+    return (
+        randn(rows, config.in_channels, height, width, seed=1).double(),
+        torch.linspace(900.0, 3.0, rows),
+        randn(rows, 7, config.context_dim, seed=2).double(),
+        randn(rows, config.adm_in_channels, seed=3).double(),
+    )
+
+
+def relative(ours: Tensor, exact: Tensor) -> float:
+    return float((ours.double() - exact.double()).norm() / exact.double().norm())
+
+
+CASES = {
+    "base": (BASE, True, True),
+    "norms alone": (BASE, True, False),
+    "transformers alone": (BASE, False, True),
+    "refiner": (REFINER, True, True),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_network_is_the_plain_one_at_every_size(case: str) -> None:
+    config, norms, blocks = CASES[case]
+    network = plain(config)
+    ours = fused(network, norms=norms, blocks=blocks)
+    with torch.inference_mode():
+        for rows, height, width in ((2, 8, 8), (1, 9, 5)):
+            given = call(config, rows, height, width)
+            assert relative(ours(*given), network(*given)) < 1e-12
+
+
+def test_guidance_and_other_passes_reach_into_it_all_the_same() -> None:
+    network = plain(BASE)
+    ours = copy.deepcopy(network)
+    for block in ours.modules():
+        if isinstance(block, TransformerBlock):
+            block.attn1 = FusedSelfAttention(block.attn1)
+            block.attn2.to_k = Remembered(block.attn2.to_k)
+    ours = fused(ours)
+    swapped = Touch(own_values, ("middle_block", "output_blocks.1"), merge=lambda h, skip: (h * 1.1, skip * 0.9))
+    given = call(BASE)
+    with torch.inference_mode():
+        touched, exact = ours(*given, swapped), network(*given, swapped)
+        assert relative(touched, exact) < 1e-12
+        assert relative(network(*given), exact) > 1e-3
+
+
+def test_blocks_of_another_kind_stay_in_a_fused_transformer() -> None:
+    class Other(nn.Module):
+        def __init__(self, block: nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, *given: object) -> object:
+            return self.block(*given)
+
+    network = plain(BASE)
+    ours = copy.deepcopy(network)
+    middle = ours.middle_block[1]
+    middle.transformer_blocks = nn.ModuleList(Other(block) for block in middle.transformer_blocks)
+    given = call(BASE)
+    with torch.inference_mode():
+        assert relative(fused(ours)(*given), network(*given)) < 1e-12
+
+
+def test_the_parameters_keep_their_names_and_values() -> None:
+    network = plain(BASE)
+    ours = fused(network).state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in network.state_dict().items())
+
+
+def test_the_embedding_is_multiplied_once_a_call_and_kept_no_longer() -> None:
+    ours = fused(plain(BASE))
+    runs: list[int] = []
+    ours.shifts.joined.layer.register_forward_hook(lambda *_: runs.append(1))
+    with torch.inference_mode():
+        for _ in range(2):
+            ours(*call(BASE))
+    assert len(runs) == 2
+    assert len(ours.shifts.joined._answers) == 0
+
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+MINIMAL = BASE.model_copy(update={"channel_mult": (1, 2), "num_res_blocks": 1, "transformer_depth": (0, 1)})
+PUBLISHED_WIDTHS = NetworkConfig(
+    model_channels=320,
+    channel_mult=(1, 2, 4),
+    num_res_blocks=1,
+    attention_resolutions=(4, 2),
+    transformer_depth=(0, 1, 2),
+    num_head_channels=64,
+    context_dim=2048,
+    adm_in_channels=2816,
+)
+ON_GPU = [
+    *((BASE, "float16"), (REFINER, "float16"), (REFINER, "bfloat16"), (PUBLISHED_WIDTHS, "float16")),
+    *((PUBLISHED_WIDTHS, "bfloat16"), (BASE, "float32")),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("config", "name"), [(MINIMAL, "float32")] if INTERPRETED else ON_GPU)
+def test_kernels_are_as_near_to_the_exact_function_as_the_plain_path(config: NetworkConfig, name: str) -> None:
+    pytest.importorskip("triton")
+    from sdxl_core.passes import network_kernels
+
+    device, dtype = "cpu" if INTERPRETED else "cuda", getattr(torch, name)
+    with torch.device(device):
+        network = UNet(config).requires_grad_(False).eval()
+    draw = torch.Generator(device).manual_seed(0)
+    for parameter in network.parameters():
+        scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+        parameter.data = torch.randn(parameter.shape, generator=draw, device=device).mul_(scale).to(dtype).float()
+    given = [part.float().to(device) for part in call(config, 2, 4 if INTERPRETED else 24, 4 if INTERPRETED else 20)]
+    x, t, crossattn, vector = (part.to(dtype).float() for part in given)
+    with torch.inference_mode():
+        exact = network.double()(x.double(), t, crossattn.double(), vector.double())
+        network.to(dtype)
+        half = x.to(dtype), t, crossattn.to(dtype), vector.to(dtype)
+        fair = relative(network(*half), exact)
+        ours = fused(network, network_kernels())(*half)
+    assert relative(ours, exact) < 1.2 * fair
