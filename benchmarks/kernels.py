@@ -277,29 +277,55 @@ DOUBLED = [(2, 1280, 32, 32), (2, 640, 64, 64), (1, 512, 128, 128), (1, 512, 256
 
 
 def upsampling(speed: float) -> None:
-    from sdxl_core.models.fused import Phases
-    from sdxl_core.ops.strips import doubled_weight
+    from sdxl_core.models.autoencoder import Upsample
+    from sdxl_core.models.fused import DecoderPhaseUpsample
+    from sdxl_core.models.fused_autoencoder import JoinedUpsample, TransposedUpsample
+
+    kinds: Sequence[Callable[[Upsample], nn.Module]] = (
+        lambda plain: plain,
+        DecoderPhaseUpsample,
+        JoinedUpsample,
+        TransposedUpsample,
+    )
 
     def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
         for b, c, height, width in DOUBLED:
             sets = sets_of(10 * b * c * height * width)
             x = [drawn(b, c, height, width) for _ in range(sets)]
-            conv = nn.Conv2d(c, c, 3, padding=1, device="cuda", dtype=HALF).to(memory_format=torch.channels_last)
-            with torch.no_grad(), torch.backends.cudnn.flags(benchmark=True):
-                phases = Phases(conv).to(memory_format=torch.channels_last)
-                joined = doubled_weight(conv).contiguous(memory_format=torch.channels_last)
-                ways: list[Way] = [
-                    lambda i: conv(F.interpolate(x[i], scale_factor=2.0, mode="nearest")),  # noqa: B023
-                    lambda i: phases(x[i]),  # noqa: B023
-                    lambda i: F.conv_transpose2d(x[i], joined, conv.bias, stride=2, padding=1),  # noqa: B023
-                ]
-                times = [time_us(way, sets) for way in ways]
+            plain = Upsample(c).to("cuda", HALF)
+            layers = [kind(plain).to(memory_format=torch.channels_last) for kind in kinds]
+            with torch.backends.cudnn.flags(benchmark=True):
+                times = [time_us(lambda i: layer(x[i]), sets) for layer in layers]  # noqa: B023
             flop = 2 * 16 * b * c * c * height * width
-            yield f"{b}, {c}, {height}, {width}", [*times, *(rate(flop, us) for us in times[1:])]
+            yield f"{b}, {c}, {height}, {width}", [*times, rate(flop, min(us for us in times if us is not None))]
 
-    names = ["plain", "phases", "transposed", "TFLOP/s of phases", "TFLOP/s of transposed"]
+    names = ["plain", "phases", "joined", "transposed", "TFLOP/s of the best"]
     table("Doubling and 3x3 convolution, NHWC float16", names, rows())
 
+
+def norm_cuts(speed: float) -> None:
+    from sdxl_core.ops.kernels import norms
+
+    def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
+        chosen = norms._PROGRAMS, norms._STAGES
+        for shape in ((2, 320, 128, 128), (2, 1280, 32, 32), (1, 128, 1024, 1024)):
+            c = shape[1]
+            sets = sets_of(4 * shape[0] * c * shape[2] * shape[3])
+            maps, weight = [drawn(*shape) for _ in range(sets)], drawn(c)
+            times = []
+            for norms._PROGRAMS, norms._STAGES in CUTS:
+
+                def ours(i: int) -> Tensor:
+                    return norms.group_norm(maps[i], weight, weight, 32, 1e-5, silu=True)  # noqa: B023
+
+                times.append(time_us(ours, sets))
+            yield str(shape), times
+        norms._PROGRAMS, norms._STAGES = chosen
+
+    table("Group norm, SiLU: programs x stages", [f"{programs} x {stages}" for programs, stages in CUTS], rows())
+
+
+CUTS = [(256, 3), (512, 1), (512, 3), (1024, 1), (1024, 3)]
 
 TOPICS = {
     "group_norms": group_norms,
@@ -308,6 +334,7 @@ TOPICS = {
     "convs": convs,
     "attention": attention,
     "upsampling": upsampling,
+    "norm_cuts": norm_cuts,
 }
 
 

@@ -11,6 +11,9 @@ _PROGRAMS = 512
 _TILE = 4096
 """Elements that a program of 128 threads holds at a time."""
 
+_STAGES = 3
+"""Tiles of a group norm that are on their way or in work at a time."""
+
 _LINE = 64
 """Channels that make 128 bytes in 16 bit, what memory moves at best."""
 
@@ -55,6 +58,7 @@ def group_norm(
         "ROWS": tile,
         "COLUMNS": columns,
         "GROUPS": triton.next_power_of_2(together),
+        "STAGES": _STAGES,
     }
     stride = shift.stride(0) if shift is not None and shift.dim() == 2 and len(shift) > 1 else 0
     given = {"SHIFTED": shift is not None}
@@ -174,6 +178,7 @@ def _measure(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUPS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Mean and sum of squared deviations of some groups in one chunk of an image.
 
@@ -198,7 +203,7 @@ def _measure(
     origin = added - _to_channels(pivot, members)
     value = tl.where(seen, value + origin[None, :], 0.0)
     total, squares = value, value * value
-    for start in range(ROWS, count, ROWS):
+    for start in tl.range(ROWS, count, ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
         seen = (row < count)[:, None] & inside[None, :]
         value = tl.load(x + row[:, None] * c + channel[None, :], mask=seen, other=0.0).to(tl.float32)
@@ -237,6 +242,7 @@ def _normalise(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUPS: tl.constexpr,
+    STAGES: tl.constexpr,
     SILU: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
@@ -267,7 +273,7 @@ def _normalise(
     before = (image.to(tl.int64) * rows + first) * c
     x += before
     out += before
-    for start in range(0, count, ROWS):
+    for start in tl.range(0, count, ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
         seen = (row < count)[:, None] & inside[None, :]
         at = row[:, None] * c + channel[None, :]

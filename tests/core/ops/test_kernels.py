@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -142,6 +142,10 @@ def test_geglu(shape: tuple[int, int], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts the interpreter")
+@pytest.mark.skipif(
+    [int(part) for part in triton.__version__.split(".")[:2]] < [3, 8],
+    reason="older interpreters cannot read the end of a loop from NumPy 2.4",
+)
 def test_the_kernels_compute_the_same_without_a_gpu() -> None:
     root = Path(__file__).parents[3]
     done = subprocess.run(
