@@ -7,19 +7,20 @@ and those that were made stand in the picture's record.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdxl_core.conditioning.text import TextTower
 from sdxl_core.engine import Engine
 from sdxl_core.errors import DeviceError
 from sdxl_core.models import autoencoder, unet
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.fused import DecoderPhaseUpsample, FusedSelfAttention, PackedGEGLU, PhaseUpsample, Remembered
 from sdxl_core.models.fused_unet import NetworkKernels, added_in_place, fuse_norms, fuse_transformers
-from sdxl_core.models.graphs import Graphed
+from sdxl_core.models.graphs import Graphed, graphed_tower
 from sdxl_core.models.safe_half import carry_small
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
 from sdxl_core.ops import kernels, onednn
@@ -213,6 +214,10 @@ def _why_not_last(place: Place) -> str | None:
 
 
 def _record_calls(engine: Engine) -> Engine:
+    embedders = engine.conditioner.embedders
+    for i, embedder in enumerate(embedders):
+        if isinstance(embedder, get_args(TextTower)):
+            embedders[i] = graphed_tower(embedder)
     return replace(engine, network=Graphed(engine.network))
 
 

@@ -1,5 +1,7 @@
 """A recorded network gives the numbers of the network itself, whatever was recorded before and for whom."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.models.fused import Remembered
-from sdxl_core.models.graphs import KEPT, Graphed
+from sdxl_core.models.graphs import KEPT, TOWER_RUNS, CudaGraph, Graphed, Recorded, Tensors, graphed_tower
 from sdxl_core.passes import apply_passes
 from sdxl_core.types import Touch
 
@@ -23,11 +25,11 @@ Call = tuple[Tensor, Tensor, Tensor, Tensor]
 class Tape(TorchDispatchMode):
     """A recording for the CPU: each operation is made again, from and to the same places in memory."""
 
-    def __init__(self, run: Callable[[], Tensor], beside: object = None) -> None:
+    def __init__(self, run: Callable[[], Tensors], beside: object = None) -> None:
         super().__init__()
         self.done: list[tuple[Any, Any, Any, Any]] = []
         with self:
-            self.output = run()
+            self.outputs = run()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -35,7 +37,8 @@ class Tape(TorchDispatchMode):
         return out
 
     def replay(self) -> None:
-        self.output.fill_(torch.nan)
+        for output in self.outputs:
+            output.fill_(torch.nan)
         for func, args, kwargs, out in self.done:
             for place, again in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
                 if isinstance(place, Tensor) and place.data_ptr() != again.data_ptr():  # a view has nothing to write
@@ -77,7 +80,7 @@ def test_steps_of_two_prompts_in_turn_are_those_of_the_network_bit_for_bit(engin
     cat, dog = words(1), words(2)
     steps = [call(i, told) for i, told in enumerate((cat, cat, cat, dog, dog, cat, dog, dog, cat))]
     had = [graphed(*step) for step in steps]  # all held: none may be written over
-    assert graphed.recorded == 1
+    assert len(graphed.recorded) == 1
     for step, out in zip(steps, had, strict=True):
         assert torch.equal(out, network(*step))
 
@@ -106,10 +109,10 @@ def test_every_shape_has_its_own_and_the_oldest_gives_way(engine: Engine) -> Non
     for size in (*sizes, *sizes[1:], *sizes[1:]):  # the first is gone before it comes a second time
         step = call(5, told, size)
         assert torch.equal(graphed(*step), engine.network(*step))
-    assert graphed.recorded == KEPT
+    assert len(graphed.recorded) == KEPT
     fewer = call(5, words(1, rows=1), sizes[0])
     assert torch.equal(graphed(*fewer), engine.network(*fewer))
-    assert graphed.recorded == KEPT - 1
+    assert len(graphed.recorded) == KEPT - 1
 
 
 def test_what_guidance_touches_and_what_is_trained_is_not_recorded(engine: Engine) -> None:
@@ -119,7 +122,7 @@ def test_what_guidance_touches_and_what_is_trained_is_not_recorded(engine: Engin
         assert torch.equal(graphed(*step, touch), engine.network(*step, touch))
         with torch.inference_mode(False):
             assert torch.isfinite(graphed(*(part.clone() for part in call(1, words(1)))).detach()).all()
-    assert graphed.recorded == 0
+    assert len(graphed.recorded) == 0
 
 
 def test_weights_that_move_or_change_are_recorded_anew(checkpoint: Path) -> None:
@@ -128,16 +131,16 @@ def test_weights_that_move_or_change_are_recorded_anew(checkpoint: Path) -> None
     before = [graphed(*step) for _ in range(3)]
     state = {name: value.clone() * 0.5 for name, value in graphed.state_dict().items()}
     graphed.load_state_dict(state, assign=True)
-    assert graphed.recorded == 0
+    assert len(graphed.recorded) == 0
     after = [graphed(*step) for _ in range(3)]
     assert torch.equal(after[2], network(*step))
     assert not torch.equal(after[2], before[2])
     graphed.to(torch.float64)
-    assert graphed.recorded == 0
+    assert len(graphed.recorded) == 0
 
 
 def test_where_nothing_can_be_recorded_it_says_so_once_and_goes_on(engine: Engine) -> None:
-    def refuse(run: Callable[[], Tensor], beside: object) -> Tape:
+    def refuse(run: Callable[[], Tensors], beside: object) -> Tape:
         raise torch.OutOfMemoryError("no room\nnot even a little")
 
     graphed, step = Graphed(engine.network, refuse), call(1, words(1))
@@ -160,30 +163,87 @@ def test_a_refreshed_answer_keeps_its_place_and_one_that_was_never_given_is_not_
     assert torch.equal(answer, linear(x))
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_tower_says_of_every_prompt_what_it_says_without_recording(engine: Engine, which: int) -> None:
+    plain = engine.conditioner.towers[which]
+    graphed = graphed_tower(plain, Tape)
+    assert isinstance(graphed, type(plain))
+    assert {name: id(value) for name, value in graphed.named_parameters()} == {
+        name: id(value) for name, value in plain.named_parameters()
+    }
+    prompts = [torch.randint(0, 49407, (1, 77), generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    had = [graphed(ids) for ids in prompts]
+    assert len(prompts) > TOWER_RUNS
+    assert len(graphed.recorded) == 1
+    for ids, features in zip(prompts, had, strict=True):
+        wanted = plain(ids)
+        assert torch.equal(features.hidden, wanted.hidden)
+        assert features.pooled is wanted.pooled is None or torch.equal(features.pooled, wanted.pooled)
+    graphed.to(torch.float64)
+    assert len(graphed.recorded) == 0
+    assert graphed(prompts[0]).hidden.dtype == torch.float64
+    graphed.to(torch.float32)
+
+
+def test_nothing_holds_a_network_but_its_owner(checkpoint: Path) -> None:
+    network = load_engine(tiny_config(), checkpoint, device="cpu", dtype="float32").network
+    graphed, gone = Graphed(network, Tape), weakref.ref(next(network.parameters()))
+    for _ in range(3):
+        graphed(*call(1, words(1)))
+    gc.disable()
+    try:
+        del network, graphed
+        assert gone() is None  # at once: its memory is wanted for another model
+    finally:
+        gc.enable()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_cuda_graphs_give_the_numbers_of_the_network_bit_for_bit(checkpoint: Path, dtype: str) -> None:
-    plain = apply_passes(load_engine(tiny_config(), checkpoint, device="cuda", dtype=dtype)).network
-    assert isinstance(plain, Graphed)
-    graphed, network = plain, plain.network
-
-    def on_cuda(step: Call) -> Call:
-        x, t, crossattn, vector = (part.cuda() for part in step)
-        kind = next(network.parameters()).dtype
-        return x.to(kind), t, crossattn.to(kind), vector.to(kind)
-
-    told = [tuple(part.cuda().to(next(network.parameters()).dtype) for part in words(seed)) for seed in (1, 2)]
-    steps = [
-        (*on_cuda(call(i, words(1), size))[:2], *told[which])
-        for i, (which, size) in enumerate(
-            [(0, (4, 8)), (0, (4, 8)), (0, (4, 8)), (1, (4, 8)), (1, (6, 6)), (0, (6, 6)), (0, (4, 8)), (1, (6, 6))]
-        )
-    ]
+    engine = apply_passes(load_engine(tiny_config(), checkpoint, device="cuda", dtype=dtype))
+    graphed = engine.network
+    assert isinstance(graphed, Graphed)
+    told = [tuple(part.to(engine.device, engine.dtype) for part in words(seed)) for seed in (1, 2)]
+    turns = [(0, (4, 8))] * 3 + [(1, (4, 8)), (1, (6, 6)), (0, (6, 6)), (0, (4, 8)), (1, (6, 6)), (1, (4, 8))]
+    steps = []
+    for i, (which, size) in enumerate(turns):
+        x, t = call(i, words(1), size)[:2]
+        steps.append((x.to(engine.device, engine.dtype), t.to(engine.device), *told[which]))
     for _ in range(2):
         had = [graphed(*step) for step in steps]
-        assert graphed.recorded == 2
+        assert len(graphed.recorded) == 2
         for step, out in zip(steps, had, strict=True):
-            assert torch.equal(out, network(*step))
+            assert torch.equal(out, graphed.network(*step))
         graphed.to("cpu")  # as a model that rests
-        assert graphed.recorded == 0
+        assert len(graphed.recorded) == 0
         graphed.to("cuda")
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_of_the_towers_give_their_numbers_bit_for_bit(checkpoint: Path) -> None:
+    engine = apply_passes(load_engine(tiny_config(), checkpoint, device="cuda", dtype="float16"))
+    for tower in engine.conditioner.towers:
+        prompts = [torch.randint(0, 49407, (1, 77), device="cuda") for _ in range(6)]
+        had = [tower(ids) for ids in prompts]
+        with torch.inference_mode(False), torch.enable_grad():  # which nothing is recorded for
+            wanted = [tower(ids.clone()) for ids in prompts]
+        for features, plain in zip(had, wanted, strict=True):
+            assert torch.equal(features.hidden, plain.hidden)
+            assert features.pooled is plain.pooled is None or torch.equal(features.pooled, plain.pooled)
+
+
+@pytest.mark.gpu
+def test_a_graph_that_finds_no_memory_leaves_the_device_as_it_was() -> None:
+    def hungry(x: Tensor) -> Tensors:
+        doubled = x * 2
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError("no room")
+        return (doubled,)
+
+    run, x, stream = Recorded(hungry, CudaGraph), torch.randn(4, device="cuda"), torch.cuda.current_stream()
+    run((x,))
+    with pytest.warns(UserWarning, match="no CUDA graph for"):
+        run((x,))
+    assert torch.cuda.current_stream() == stream
+    assert torch.equal(run((x,))[0], x * 2)
