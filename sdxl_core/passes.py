@@ -19,6 +19,7 @@ from sdxl_core.errors import DeviceError
 from sdxl_core.models import autoencoder, unet
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.fused import DecoderPhaseUpsample, FusedSelfAttention, PackedGEGLU, PhaseUpsample, Remembered
+from sdxl_core.models.fused_autoencoder import FirstStageKernels, JoinedUpsample, fuse_first_stage
 from sdxl_core.models.fused_unet import NetworkKernels, added_in_place, fuse_norms, fuse_transformers
 from sdxl_core.models.graphs import Graphed, graphed_tower
 from sdxl_core.models.safe_half import carry_small
@@ -145,7 +146,7 @@ def _split_upsampling(engine: Engine) -> None:
 def _split_decoder_upsampling(model: AutoencoderKL) -> None:
     def replacement(layer: nn.Module) -> nn.Module | None:
         match layer:
-            case DecoderPhaseUpsample():  # a first stage that serves two models
+            case DecoderPhaseUpsample() | JoinedUpsample():  # a first stage that serves two models
                 return layer
             case autoencoder.Upsample():
                 return DecoderPhaseUpsample(layer)
@@ -166,6 +167,18 @@ def _carry_in_half(model: AutoencoderKL) -> None:
     if model.quant_conv.weight.dtype is not torch.float16:  # as it is after this pass alone
         carry_small(model)
         model.half()
+
+
+def first_stage_kernels() -> FirstStageKernels:
+    """The kernels of `fused_first_stage`; imports Triton."""
+    from sdxl_core.ops.kernels.norms import add, group_norm
+    from sdxl_core.ops.kernels.scores import softmax
+
+    return FirstStageKernels(group_norm, add, softmax)
+
+
+def _fuse_first_stage(model: AutoencoderKL) -> None:
+    fuse_first_stage(model, first_stage_kernels())
 
 
 def _pack(engine: Engine) -> None:
@@ -231,6 +244,7 @@ _TABLE = (
     Pass("kept_labels", _keep_labels),
     Pass("safe_half", why_not=_no_need_of_half, first_stage=_carry_in_half),
     Pass("phase_upsampling", _split_upsampling, first_stage=_split_decoder_upsampling),
+    Pass("fused_first_stage", why_not=_why_no_kernels, first_stage=_fuse_first_stage),
     Pass("packed_weights", _pack, lambda place: onednn.why_not(place.device, place.dtype)),
     Pass("channels_last", _put_channels_last, _why_not_last),
     Pass("fused_norms", _fuse_norms, _why_no_kernels),

@@ -5,6 +5,7 @@ Every layer takes the place of a plain one and shares its parameters, so that wo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from sdxl_core.models.autoencoder import AttnBlock, AutoencoderKL, Decoder, Encoder, ResnetBlock, Upsample
 from sdxl_core.models.fused import DecoderPhaseUpsample, paired
-from sdxl_core.ops.attention import Attention, in_query_chunks, sdpa, wide_scores
+from sdxl_core.ops.attention import Attention, Softmax, in_query_chunks, sdpa, wide_scores
 
 SCORES_BYTES = 2**27
 """Of a block of attention scores in 16 bit; at 1024x1024 of 4096 queries, enough work for all of a large GPU."""
@@ -50,6 +51,17 @@ class Kernels:
     def normed(self, norm: nn.GroupNorm, x: Tensor, *, silu: bool = True, shift: Tensor | None = None) -> Tensor:
         """What `norm` makes of x + shift."""
         return self.group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=silu, shift=shift)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStageKernels(Kernels):
+    """The same, and what its attention needs.
+
+    Args:
+        softmax: of attention scores.
+    """
+
+    softmax: Softmax
 
 
 class FusedResnetBlock(ResnetBlock):
@@ -95,11 +107,12 @@ class FusedAttnBlock(AttnBlock):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, plain: AttnBlock, kernels: Kernels) -> None:
+    def __init__(self, plain: AttnBlock, kernels: FirstStageKernels) -> None:
         nn.Module.__init__(self)
         self.norm, self.proj_out, self.kernels = plain.norm, plain.proj_out, kernels
         own = plain.attention is sdpa
-        self.attention: Attention = in_query_chunks(wide_scores, SCORES_BYTES) if own else plain.attention
+        wide = in_query_chunks(partial(wide_scores, softmax=kernels.softmax), SCORES_BYTES)
+        self.attention: Attention = wide if own else plain.attention
         layers = plain.q, plain.k, plain.v
         self.register_buffer(
             "weight", torch.cat([layer.weight.detach().flatten(1) for layer in layers]), persistent=False
@@ -218,7 +231,7 @@ class TransposedUpsample(Upsample):
 
 
 def fuse_first_stage(
-    model: AutoencoderKL, kernels: Kernels, doubling: Callable[[Upsample], Upsample] = JoinedUpsample
+    model: AutoencoderKL, kernels: FirstStageKernels, doubling: Callable[[Upsample], Upsample] = JoinedUpsample
 ) -> None:
     """Have a first stage run with channels last, its blocks, its ends and its doubling in place of the plain ones.
 

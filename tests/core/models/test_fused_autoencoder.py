@@ -14,10 +14,10 @@ from sdxl_core.models.autoencoder import AutoencoderKL, Upsample
 from sdxl_core.models.autoencoder_strips import Pieces, decode_in_pieces, moments_in_pieces
 from sdxl_core.models.fused import DecoderPhaseUpsample
 from sdxl_core.models.fused_autoencoder import (
+    FirstStageKernels,
     FusedAttnBlock,
     FusedResnetBlock,
     JoinedUpsample,
-    Kernels,
     TransposedUpsample,
     fuse_first_stage,
 )
@@ -45,7 +45,11 @@ def _add(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
     return x + y if bias is None else x + y + bias[:, None, None]
 
 
-WRITTEN_OUT = Kernels(_group_norm, _add)
+def _softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    return (scale * scores).softmax(-1).to(dtype)
+
+
+WRITTEN_OUT = FirstStageKernels(_group_norm, _add, _softmax)
 """What the kernels promise, in PyTorch's own words."""
 
 

@@ -141,6 +141,26 @@ def test_geglu(shape: tuple[int, int], dtype: torch.dtype) -> None:
         assert relative(geglu(h, added), value * F.gelu(gate)) < LIMIT[dtype]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "largest"),
+    [((3, 20), 64), ((2, 2, 150), 64), pytest.param((64, 40000), 16384, marks=on_gpu_alone)],
+    ids=str,
+)
+def test_softmax(shape: tuple[int, ...], largest: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are held whole, and longer ones, whose largest score comes late."""
+    from sdxl_core.ops.kernels import scores
+
+    monkeypatch.setattr(scores, "_LARGEST", largest)
+    given = 30 * drawn(*shape)
+    given[..., -1] = 200
+    given[..., -2] = 199
+    weights = scores.softmax(given, 0.25, dtype)
+    assert weights.dtype == dtype
+    assert relative(weights, (0.25 * given.double()).softmax(-1)) < LIMIT[dtype]
+
+
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts the interpreter")
 @pytest.mark.skipif(
     [int(part) for part in triton.__version__.split(".")[:2]] < [3, 8],
