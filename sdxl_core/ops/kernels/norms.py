@@ -17,6 +17,10 @@ _STAGES = 3
 _LINE = 64
 """Channels that make 128 bytes in 16 bit, what memory moves at best."""
 
+# What a kernel is compiled for is kept small: SDXL's two dozen shapes share a few machine codes.
+_FEWEST_GROUPS, _FEWEST_CHUNKS = 8, 64
+_ANY = ("stride", "rows", "chunk", "chunks", "groups", "per_group")
+
 
 def group_norm(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool, shift: Tensor | None = None
@@ -45,32 +49,30 @@ def group_norm(
     out = torch.empty_like(x, memory_format=torch.channels_last)
     rows, per_group = height * width, c // groups
     together = _groups_together(groups, per_group)
-    channels = together * per_group
+    blocks, channels = groups // together, together * per_group
     columns = triton.next_power_of_2(channels)
     tile = max(1, _TILE // columns)
-    blocks = groups // together
     chunk = triton.cdiv(triton.cdiv(rows, triton.cdiv(_PROGRAMS, b * blocks)), tile) * tile
     chunks = triton.cdiv(rows, chunk)
     moments = torch.empty(b, groups, chunks, 2, dtype=torch.float32, device=x.device)
-    sizes = {
-        "CHANNELS": channels,
-        "PER_GROUP": per_group,
+    stride = shift.stride(0) if shift is not None and shift.dim() == 2 and len(shift) > 1 else 0
+    compiled_for = {
+        "SHIFTED": shift is not None,
         "ROWS": tile,
         "COLUMNS": columns,
-        "GROUPS": triton.next_power_of_2(together),
+        "GROUPS": max(_FEWEST_GROUPS, triton.next_power_of_2(together)),
         "STAGES": _STAGES,
     }
-    stride = shift.stride(0) if shift is not None and shift.dim() == 2 and len(shift) > 1 else 0
-    given = {"SHIFTED": shift is not None}
+    cut = rows, chunk, chunks, c, channels, groups, per_group
     grid = (blocks, chunks, b)
     with torch.cuda.device_of(x):
-        _measure[grid](x, shift, stride, moments, rows, chunk, c, groups, **given, **sizes, num_warps=4)
+        # 128 registers for each of 128 threads: then four programs fit on a multiprocessor.
+        _measure[grid](x, shift, stride, moments, *cut, **compiled_for, num_warps=4, maxnreg=128)
         _normalise[grid](
-            *(x, shift, stride, moments, weight, bias, out, rows, chunk, chunks, c, groups, eps),
-            **given,
-            **sizes,
+            *(x, shift, stride, moments, weight, bias, out, *cut, eps),
+            **compiled_for,
             SILU=silu,
-            CHUNKS=triton.next_power_of_2(chunks),
+            CHUNKS=max(_FEWEST_CHUNKS, triton.next_power_of_2(chunks)),
             num_warps=4,
         )
     return out
@@ -138,8 +140,12 @@ def layer_norm(
 
 
 def _groups_together(groups: int, per_group: int) -> int:
-    """How many groups a program reads side by side: the fewest that fill a line of memory and divide all."""
-    return next(n for n in range(1, groups + 1) if groups % n == 0 and (n * per_group >= _LINE or n == groups))
+    """How many groups a program reads side by side: the fewest that fill whole lines of memory and divide all.
+
+    Sixteen channels are what Triton must know to be whole for loads of 16 bytes.
+    """
+    whole = (n for n in range(1, groups) if groups % n == 0 and n * per_group >= _LINE and n * per_group % 16 == 0)
+    return next(whole, groups)
 
 
 @triton.jit
@@ -162,7 +168,7 @@ def _shift_of(shift, stride, image, channel, inside, SHIFTED: tl.constexpr):
         return tl.zeros_like(channel).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def _measure(
     x,
     shift,
@@ -170,11 +176,12 @@ def _measure(
     moments,
     rows,
     chunk,
+    chunks,
     c,
+    channels,
     groups,
+    per_group,
     SHIFTED: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PER_GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -186,9 +193,9 @@ def _measure(
     square of its distance from the mean is at most T times the variance: what cancels at the end is that little.
     """
     column, group = tl.arange(0, COLUMNS), tl.arange(0, GROUPS)
-    inside = column < CHANNELS
-    members = inside[:, None] & ((column // PER_GROUP)[:, None] == group[None, :])
-    channel = tl.program_id(0) * CHANNELS + column
+    inside = column < channels
+    members = inside[:, None] & ((column // per_group)[:, None] == group[None, :])
+    channel = tl.program_id(0) * channels + column
     image = tl.program_id(2)
     first = tl.program_id(1) * chunk
     count = tl.minimum(chunk, rows - first)
@@ -199,7 +206,7 @@ def _measure(
     seen = (row < count)[:, None] & inside[None, :]
     value = tl.load(x + row[:, None] * c + channel[None, :], mask=seen, other=0.0).to(tl.float32)
     tile_sums = tl.sum(tl.where(seen, value + added[None, :], 0.0), axis=0)
-    pivot = _to_groups(tile_sums, members) / (tl.minimum(count, ROWS) * PER_GROUP)
+    pivot = _to_groups(tile_sums, members) / (tl.minimum(count, ROWS) * per_group)
     origin = added - _to_channels(pivot, members)
     value = tl.where(seen, value + origin[None, :], 0.0)
     total, squares = value, value * value
@@ -210,18 +217,18 @@ def _measure(
         value = tl.where(seen, value + origin[None, :], 0.0)
         total += value
         squares += value * value
-    elements = count * PER_GROUP
+    elements = count * per_group
     sums = _to_groups(tl.sum(total, axis=0), members)
     squared = _to_groups(tl.sum(squares, axis=0), members) - sums * sums / elements
 
-    known = group < CHANNELS // PER_GROUP
-    place = (image * groups + tl.program_id(0) * (CHANNELS // PER_GROUP) + group) * tl.num_programs(1)
+    known = group < channels // per_group
+    place = (image * groups + tl.program_id(0) * (channels // per_group) + group) * chunks
     place = 2 * (place + tl.program_id(1))
     tl.store(moments + place, pivot + sums / elements, mask=known)
     tl.store(moments + place + 1, tl.maximum(squared, 0.0), mask=known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def _normalise(
     x,
     shift,
@@ -234,11 +241,11 @@ def _normalise(
     chunk,
     chunks,
     c,
+    channels,
     groups,
+    per_group,
     eps,
     SHIFTED: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PER_GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -247,20 +254,20 @@ def _normalise(
     CHUNKS: tl.constexpr,
 ):
     column, group = tl.arange(0, COLUMNS), tl.arange(0, GROUPS)
-    inside = column < CHANNELS
-    members = inside[:, None] & ((column // PER_GROUP)[:, None] == group[None, :])
-    channel = tl.program_id(0) * CHANNELS + column
+    inside = column < channels
+    members = inside[:, None] & ((column // per_group)[:, None] == group[None, :])
+    channel = tl.program_id(0) * channels + column
     image = tl.program_id(2)
 
     part = tl.arange(0, CHUNKS)
-    place = (image * groups + tl.program_id(0) * (CHANNELS // PER_GROUP) + group)[:, None] * chunks + part[None, :]
-    known = (group < CHANNELS // PER_GROUP)[:, None] & (part < chunks)[None, :]
+    place = (image * groups + tl.program_id(0) * (channels // per_group) + group)[:, None] * chunks + part[None, :]
+    known = (group < channels // per_group)[:, None] & (part < chunks)[None, :]
     means = tl.load(moments + 2 * place, mask=known, other=0.0)
     squares = tl.load(moments + 2 * place + 1, mask=known, other=0.0)
     share = tl.where(part < chunks, tl.minimum(chunk, rows - part * chunk), 0).to(tl.float32) / rows
     mean = tl.sum(means * share[None, :], axis=1)
     distance = means - mean[:, None]
-    variance = tl.sum(squares, axis=1) / (rows * PER_GROUP) + tl.sum(distance * distance * share[None, :], axis=1)
+    variance = tl.sum(squares, axis=1) / (rows * per_group) + tl.sum(distance * distance * share[None, :], axis=1)
 
     added = _shift_of(shift, stride, image, channel, inside, SHIFTED)
     origin = added - _to_channels(mean, members)
