@@ -33,6 +33,7 @@ from sdxl_core.guider_config import (
     SegConfig,
     TcfgConfig,
 )
+from sdxl_core.passes import apply_passes
 from sdxl_core.pipeline import condition, decode, picture_noise, refine, sample, walk
 from sdxl_core.plan import Plan
 from sdxl_core.refiner import RefinerPlan
@@ -474,6 +475,35 @@ def test_cuda_draws_what_the_cpu_draws(checkpoint: Path, engine: Engine, dtype: 
     assert relative(x.cpu(), latents(engine, plan)) < 0.02
     difference = np.abs(decode(cuda, x / 20)[0].astype(int) - decode(engine, x.cpu() / 20)[0])
     assert difference.mean() < 1.5
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_latent_that_is_not_finite_names_its_step_and_is_not_handed_on(checkpoint: Path) -> None:
+    cuda = apply_passes(load_engine(tiny_config(), checkpoint, device="cuda", dtype="float16"))
+    run = sample(cuda, [plan_of(seed=7), plan_of(seed=8)])
+    had = [next(run)]  # the second step is on its way
+    with torch.inference_mode():
+        cuda.network.get_parameter("network.out.2.bias").fill_(torch.nan)
+    had.append(next(run))
+    assert all(bool(step.x.isfinite().all()) for step in had)
+    with pytest.raises(NumericsError, match="latent of seed 7, 8 is not finite after step 3 of 4"):
+        next(run)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "uni_pc"])
+def test_on_cuda_recorded_steps_give_the_picture_of_launched_ones_bit_for_bit(checkpoint: Path, sampler: str) -> None:
+    def load(*, recorded: bool) -> Engine:
+        names = [name for name in apply_passes(loaded()).passes if recorded or name != "cuda_graph"]
+        return apply_passes(loaded(), names)
+
+    def loaded() -> Engine:
+        return load_engine(tiny_config(), checkpoint, device="cuda", dtype="float16")
+
+    recorded, launched = load(recorded=True), load(recorded=False)
+    for prompts in (["a cat"], ["a dog", "a hen"], ["a cow"], ["a cat"]):
+        plans = [plan_of(prompt=prompt, steps=6, sampler=SamplerConfig(name=sampler)) for prompt in prompts]
+        assert torch.equal(latents(recorded, *plans), latents(launched, *plans))
 
 
 def test_decoding_reports_every_picture(engine: Engine) -> None:
