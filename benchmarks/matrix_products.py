@@ -3,20 +3,23 @@
     PYTHONPATH=. python benchmarks/matrix_products.py [--dtype bfloat16 --json FILE]
 
 Times are medians of replayed CUDA graphs, in microseconds, on random numbers in buffers that take turns and are more
-than the L2 cache holds, with the bias added. Errors are relative distances from float32 on the same numbers. Of a gated
-layer (GEGLU), cuBLAS and _scaled_mm mean that product and one kernel more for bias and gate. For eight bits the
-rounding of the input is not in the time but beside it ("rounding").
+than the L2 cache holds. Errors are relative distances from float32 on the same numbers, of the product alone where a
+residual is added. Of a gated layer (GEGLU), cuBLAS and _scaled_mm mean that product and one kernel more for bias and
+gate; a residual is added by cuBLAS, and not by _scaled_mm. For eight bits the rounding of the input is not in the time
+but beside it ("rounding"). Behind ours stands the tiling: rows x columns x depth, warps, stages, and t for tiles by the
+copy engine, l for lasting programs, x for exact sums, w for woven weights.
 """
 
 import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,112 +34,148 @@ REPLAYS = 7
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A layer: k numbers in, n out, for each of so many rows (1 and 4 pictures)."""
+    """A layer: k numbers in, n out, for each of so many rows (1 and 4 pictures).
+
+    Args:
+        kind: "plain", "added" to a residual, or "gated" (GEGLU, with a bias).
+    """
 
     name: str
+    kind: str
     k: int
     n: int
     rows: tuple[int, ...]
-    gated: bool = False
 
 
 SHAPES = (
-    Shape("geglu 1280", 1280, 5120, (2048, 8192), gated=True),
-    Shape("feed-forward's second 1280", 5120, 1280, (2048, 8192)),
-    Shape("q, k, v 1280", 1280, 3840, (2048, 8192)),
-    Shape("square 1280", 1280, 1280, (2048, 8192)),
-    Shape("geglu 640", 640, 2560, (8192, 32768), gated=True),
-    Shape("feed-forward's second 640", 2560, 640, (8192, 32768)),
-    Shape("q, k, v 640", 640, 1920, (8192, 32768)),
-    Shape("square 640", 640, 640, (8192, 32768)),
+    Shape("geglu 1280", "gated", 1280, 5120, (2048, 8192)),
+    Shape("feed-forward's second 1280", "added", 5120, 1280, (2048, 8192)),
+    Shape("q, k, v 1280", "plain", 1280, 3840, (2048, 8192)),
+    Shape("square 1280", "added", 1280, 1280, (2048, 8192)),
+    Shape("geglu 640", "gated", 640, 2560, (8192, 32768)),
+    Shape("feed-forward's second 640", "added", 2560, 640, (8192, 32768)),
+    Shape("q, k, v 640", "plain", 640, 1920, (8192, 32768)),
+    Shape("square 640", "added", 640, 640, (8192, 32768)),
 )
 
 
-def candidates(*, eight_bits: bool, gated: bool) -> list[Tiling]:
-    """The tilings that are tried; in eight bits a tile of the same bytes is twice as deep."""
-    deep = 128 if eight_bits else 64
-    cuts = (
-        [
-            (128, 128, deep, 8, 3),
-            (128, 128, deep, 8, 4),
-            (128, 64, deep, 4, 3),
-            (256, 64, deep, 8, 4),
-            *([] if eight_bits else [(64, 128, deep, 4, 2), (64, 128, 32, 4, 4)]),  # there the registers do not suffice
-        ]
-        if gated
-        else [
-            (128, 128, deep, 8, 4),
-            (128, 128, deep, 4, 3),
-            (128, 256, deep, 8, 4),
-            (256, 128, deep, 8, 4),
-            (64, 256, deep, 4, 4),
-            (128, 64, deep, 4, 4),
-            (64, 128, deep, 4, 4),
-        ]
-    )
-    one_each = [Tiling(*cut, described=True) for cut in cuts]
-    lasting = [Tiling(128, 128, deep, 8, 3, described=True, lasting=True)]
-    if not gated:
-        lasting.append(Tiling(128, 256, deep, 8, 3, described=True, lasting=True))
-    exact = [Tiling(*cut, described=True, exact=True) for cut in ((128, 128, deep, 8, 3), (128, 64, deep, 4, 3))]
-    return [*one_each, *lasting, *(exact if eight_bits else [Tiling(128, 128, deep, 8, 3)])]
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One that is tried; `woven` as `sdxl_core.ops.kernels.products.weave` has it."""
+
+    kind: str
+    eight_bits: bool
+    woven: bool
+    tiling: Tiling
+
+    def __str__(self) -> str:
+        how = self.tiling
+        switches = (how.described, how.lasting, how.exact, self.woven)
+        marks = "".join(mark for mark, is_so in zip("tlxw", switches, strict=True) if is_so)
+        return f"{how.rows}x{how.columns}x{how.depth}/{how.warps}/{how.stages}{marks}"
+
+
+def candidates() -> Iterator[Kernel]:
+    """In eight bits a tile of the same bytes is twice as deep."""
+    for eight_bits in (False, True):
+        deep = 128 if eight_bits else 64
+        for woven in (True, False):
+            cuts = [(128, 128, 8, 3), (128, 128, 8, 4), (128, 64, 4, 3), (256, 64, 8, 4)]
+            gated = [Tiling(rows, columns, deep, *how, described=True) for rows, columns, *how in cuts]
+            gated.append(Tiling(128, 128, deep, 8, 3, described=True, lasting=True))
+            if eight_bits:
+                gated.append(Tiling(128, 64, deep, 4, 3, described=True, exact=True))
+            else:  # in eight bits there are not the registers for it
+                gated += [Tiling(64, 128, 64, 4, 2, described=True), Tiling(64, 128, 32, 4, 4, described=True)]
+            yield from (Kernel("gated", eight_bits, woven, tiling) for tiling in gated)
+        cuts = [(128, 128, 8, 4), (128, 128, 4, 3), (128, 256, 8, 4), (256, 128, 8, 4)]
+        cuts += [(64, 256, 4, 4), (128, 64, 4, 4), (128, 64, 4, 3), (64, 128, 4, 4), (64, 64, 4, 4)]
+        others = [Tiling(rows, columns, deep, *how, described=True) for rows, columns, *how in cuts]
+        others += [Tiling(128, wide, deep, 8, 3, described=True, lasting=True) for wide in (128, 256)]
+        if eight_bits:
+            others += [Tiling(128, wide, deep, wide // 16, 3, described=True, exact=True) for wide in (64, 128)]
+        else:
+            others.append(Tiling(128, 128, deep, 8, 3))
+        for kind in ("plain", "added"):
+            yield from (Kernel(kind, eight_bits, False, tiling) for tiling in others)
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
     x: Tensor
     weight: Tensor
-    bias: Tensor
+    woven: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
     x8: Scaled
     weight8: Scaled
+    woven8: Scaled
+
+    @property
+    def nbytes(self) -> int:
+        """That a layer in 16 bit reads."""
+        return self.x.nbytes + self.weight.nbytes + (0 if self.residual is None else self.residual.nbytes)
 
 
 def inputs(shape: Shape, rows: int, dtype: torch.dtype, draw: torch.Generator) -> Inputs:
+    from sdxl_core.ops.kernels.products import weave
     from sdxl_core.ops.kernels.quantise import quantise
 
-    outs = 2 * shape.n if shape.gated else shape.n
-    x = torch.randn(rows, shape.k, device="cuda", generator=draw).to(dtype)
-    weight = (torch.randn(outs, shape.k, device="cuda", generator=draw) * shape.k**-0.5).to(dtype)
-    bias = torch.randn(outs, device="cuda", generator=draw).to(dtype)
-    return Inputs(x, weight, bias, quantise(x), quantise(weight))
+    def drawn(*size: int) -> Tensor:
+        return torch.randn(size, device="cuda", generator=draw).to(dtype)
+
+    gated = shape.kind == "gated"
+    x, weight = drawn(rows, shape.k), drawn(2 * shape.n if gated else shape.n, shape.k) * shape.k**-0.5
+    bias, residual = drawn(len(weight)) if gated else None, drawn(rows, shape.n) if shape.kind == "added" else None
+    weight8 = quantise(weight)
+    woven8 = Scaled(weave(weight8.values), weight8.scale)
+    return Inputs(x, weight, weave(weight), bias, residual, quantise(x), weight8, woven8)
 
 
 def in_float32(shape: Shape, given: Inputs) -> Tensor:
-    out = F.linear(given.x.float(), given.weight.float(), given.bias.float())
-    if shape.gated:
+    out = F.linear(given.x.float(), given.weight.float(), None if given.bias is None else given.bias.float())
+    if shape.kind == "gated":
         value, gate = out.chunk(2, 1)
         return value * F.gelu(gate)
-    return out
+    return out if given.residual is None else out + given.residual.float()
 
 
-def by_tiling(shape: Shape, tiling: Tiling, *, eight_bits: bool) -> Callable[[Inputs], Tensor]:
+def by_kernel(kernel: Kernel) -> Callable[[Inputs], Tensor]:
     def run(given: Inputs) -> Tensor:
-        how = {"gated": shape.gated, "tiling": tiling}
-        if eight_bits:
-            return scaled_linear(given.x8, given.weight8, given.bias, dtype=given.x.dtype, **how)
-        return linear(given.x, given.weight, given.bias, **how)
+        how = {"gated": kernel.kind == "gated", "woven": kernel.woven, "tiling": kernel.tiling}
+        if kernel.eight_bits:
+            weight8 = given.woven8 if kernel.woven else given.weight8
+            return scaled_linear(given.x8, weight8, given.bias, residual=given.residual, dtype=given.x.dtype, **how)
+        weight = given.woven if kernel.woven else given.weight
+        return linear(given.x, weight, given.bias, residual=given.residual, **how)
 
     return run
 
 
-def by_library(shape: Shape, *, eight_bits: bool, fast: bool = False) -> Callable[[Inputs], Tensor]:
+def by_library(given: Inputs) -> Tensor:
+    """cuBLAS; a residual is added by it into the residual's own memory."""
+    from sdxl_core.ops.kernels.gates import geglu
+
+    if given.residual is not None:
+        return given.residual.addmm_(given.x, given.weight.t())
+    out = F.linear(given.x, given.weight)
+    return out if given.bias is None else geglu(out, given.bias)
+
+
+def by_scaled_mm(*, fast: bool) -> Callable[[Inputs], Tensor]:
+    """A residual is left to what follows."""
     from sdxl_core.ops.kernels.gates import geglu
 
     def run(given: Inputs) -> Tensor:
-        bias = None if shape.gated else given.bias  # the gate's kernel adds it
-        if eight_bits:
-            out = torch._scaled_mm(
-                given.x8.values,
-                given.weight8.values.t(),
-                scale_a=given.x8.scale[:, None],
-                scale_b=given.weight8.scale[None, :],
-                bias=bias,
-                out_dtype=given.x.dtype,
-                use_fast_accum=fast,
-            )
-        else:
-            out = F.linear(given.x, given.weight, bias)
-        return geglu(out, given.bias) if shape.gated else out
+        out = torch._scaled_mm(
+            given.x8.values,
+            given.weight8.values.t(),
+            scale_a=given.x8.scale[:, None],
+            scale_b=given.weight8.scale[None, :],
+            out_dtype=given.x.dtype,
+            use_fast_accum=fast,
+        )
+        return out if given.bias is None else geglu(out, given.bias)
 
     return run
 
@@ -162,84 +201,71 @@ def microseconds(run: Callable[[Inputs], object], sets: Sequence[Inputs]) -> flo
     return statistics.median(times)
 
 
-def compile_one(task: tuple[bool, bool, Tiling, str]) -> str | None:
+def compile_one(task: tuple[Kernel, str]) -> str | None:
     """Leave a kernel in Triton's cache; in a process of its own."""
-    eight_bits, gated, tiling, dtype = task
+    kernel, dtype = task
     try:
-        shape = Shape("", 128, 256, (256,), gated)
+        shape = Shape("", kernel.kind, 128, 256, (256,))
         given = inputs(shape, 256, getattr(torch, dtype), torch.Generator("cuda").manual_seed(0))
-        by_tiling(shape, tiling, eight_bits=eight_bits)(given)
+        by_kernel(kernel)(given)
         torch.cuda.synchronize()
     except Exception as error:  # what a GPU has no room for is no candidate
         return f"{type(error).__name__}: {error}".splitlines()[0][:160]
     return None
 
 
-def compile_all(dtype: str, workers: int) -> list[tuple[bool, bool, Tiling]]:
-    """The candidates that this GPU can run: (in eight bits, gated, tiling)."""
-    tasks = [
-        (eight_bits, gated, tiling, dtype)
-        for eight_bits in (False, True)
-        for gated in (True, False)
-        for tiling in candidates(eight_bits=eight_bits, gated=gated)
-    ]
+def compile_all(dtype: str, workers: int) -> list[Kernel]:
+    """The candidates that this GPU can run."""
+    kernels = list(candidates())
     began = time.perf_counter()
     # Forked before CUDA is begun here: so each has torch at once.
     with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-        failed = list(pool.map(compile_one, tasks))
-    for task, reason in zip(tasks, failed, strict=True):
+        failed = list(pool.map(compile_one, ((kernel, dtype) for kernel in kernels)))
+    for kernel, reason in zip(kernels, failed, strict=True):
         if reason is not None:
-            print(f"cannot be had: {task}: {reason}")
-    print(f"{len(tasks)} kernels in {time.perf_counter() - began:.1f} s")
-    return [task[:3] for task, reason in zip(tasks, failed, strict=True) if reason is None]
+            print(f"cannot be had: {kernel.kind}, {8 if kernel.eight_bits else 16} bit, {kernel}: {reason}")
+    print(f"{len(kernels)} kernels in {time.perf_counter() - began:.1f} s")
+    return [kernel for kernel, reason in zip(kernels, failed, strict=True) if reason is None]
 
 
-def short(tiling: Tiling) -> str:
-    marks = zip("tpx", (tiling.described, tiling.lasting, tiling.exact), strict=True)
-    cut = f"{tiling.rows}x{tiling.columns}x{tiling.depth}/{tiling.warps}/{tiling.stages}"
-    return cut + "".join(mark for mark, is_so in marks if is_so)
-
-
-def measure(shape: Shape, rows: int, dtype: torch.dtype, known: list[tuple[bool, bool, Tiling]], seed: int) -> dict:
+def measure(shape: Shape, rows: int, dtype: torch.dtype, kernels: Sequence[Kernel], seed: int) -> dict[str, Any]:
     from sdxl_core.ops.kernels.quantise import quantise
 
     draw = torch.Generator("cuda").manual_seed(seed)
     first = inputs(shape, rows, dtype, draw)
-    one = first.x.nbytes + first.weight.nbytes + rows * shape.n * first.x.itemsize
-    sets = [first, *(inputs(shape, rows, dtype, draw) for _ in range(max(2, int(CACHE_BYTES / one) + 1)))]
+    one = first.nbytes + rows * shape.n * first.x.itemsize
+    sets = [inputs(shape, rows, dtype, draw) for _ in range(max(2, int(CACHE_BYTES / one) + 1))]
     exact = in_float32(shape, first)
+    of_product = exact if first.residual is None else exact - first.residual.float()
     work = 2 * rows * first.weight.numel()
-    found = []
+    found: list[dict[str, Any]] = []
 
-    def take(kind: str, run: Callable[[Inputs], Tensor], tiling: Tiling | None = None) -> None:
-        told = {"kind": kind, "tiling": None if tiling is None else asdict(tiling), "short": tiling and short(tiling)}
+    def take(kind: str, run: Callable[[Inputs], Tensor], kernel: Kernel | None = None, against: Tensor = exact) -> None:
+        told = {"kind": kind, "kernel": None if kernel is None else asdict(kernel), "short": str(kernel or "")}
         try:
-            error = float((run(first).float() - exact).norm() / exact.norm())
+            residual = None if first.residual is None else first.residual.clone()  # cuBLAS writes into it
+            error = float((run(replace(first, residual=residual)).float() - against).norm() / of_product.norm())
             time_us = microseconds(run, sets)
-        except RuntimeError as failure:
+        except (RuntimeError, ValueError) as failure:
             found.append({**told, "why_not": str(failure).strip().splitlines()[0][:160]})
-            return
-        except ValueError as failure:
-            found.append({**told, "why_not": str(failure)[:160]})
-            return
-        found.append({**told, "time_us": time_us, "tflops": work / time_us / 1e6, "error": error})
+        else:
+            found.append({**told, "time_us": time_us, "tflops": work / time_us / 1e6, "error": error})
 
-    take("cuBLAS", by_library(shape, eight_bits=False))
-    take("_scaled_mm", by_library(shape, eight_bits=True))
-    take("_scaled_mm, fast", by_library(shape, eight_bits=True, fast=True))
-    for eight_bits, gated, tiling in known:
-        if gated == shape.gated:
-            kind = ("ours in 8 bit, exact" if tiling.exact else "ours in 8 bit") if eight_bits else "ours"
-            take(kind, by_tiling(shape, tiling, eight_bits=eight_bits), tiling)
+    take("cuBLAS", by_library)
+    for kernel in kernels:
+        if kernel.kind == shape.kind:
+            marks = " in 8 bit" * kernel.eight_bits + ", exact" * kernel.tiling.exact + ", woven" * kernel.woven
+            take("ours" + marks, by_kernel(kernel), kernel)
+    take("_scaled_mm", by_scaled_mm(fast=False), against=of_product)
+    take("_scaled_mm, fast", by_scaled_mm(fast=True), against=of_product)
     rounding = microseconds(lambda given: quantise(given.x), sets)
-    return {"shape": shape.name, "k": shape.k, "n": shape.n, "m": rows, "rounding_us": rounding, "found": found}
+    return {**asdict(shape), "m": rows, "rounding_us": rounding, "found": found}
 
 
-def tell(row: dict) -> None:
+def tell(row: dict[str, Any]) -> None:
     """The best of each kind."""
-    print(f"{row['shape']}, m {row['m']}: rounding {row['rounding_us']:.1f} us")
-    kinds = dict.fromkeys(entry["kind"] for entry in row["found"])
-    for kind in kinds:
+    print(f"{row['name']}, m {row['m']}: rounding {row['rounding_us']:.1f} us")
+    for kind in dict.fromkeys(entry["kind"] for entry in row["found"]):
         entries = [entry for entry in row["found"] if entry["kind"] == kind]
         timed = sorted((entry for entry in entries if "time_us" in entry), key=lambda entry: entry["time_us"])
         if not timed:
@@ -247,10 +273,8 @@ def tell(row: dict) -> None:
             continue
         best = timed[0]
         others = "; ".join(f"{entry['short']} {entry['time_us']:.1f}" for entry in timed[1:3])
-        print(
-            f"  {kind:22} {best['time_us']:7.1f} us {best['tflops']:6.0f} TFLOP/s  error {best['error']:.1e}"
-            f"  {best['short'] or ''}" + (f" ({others})" if others else "")
-        )
+        line = f"  {kind:22} {best['time_us']:7.1f} us {best['tflops']:6.0f} TFLOP/s  error {best['error']:.1e}"
+        print(line + f"  {best['short']}" * bool(best["short"]) + f" ({others})" * bool(others))
 
 
 def main() -> None:
@@ -261,7 +285,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**31)
     parser.add_argument("--json", type=Path, help="write everything here too")
     args = parser.parse_args()
-    known = compile_all(args.dtype, args.workers)
+    kernels = compile_all(args.dtype, args.workers)
     torch.set_float32_matmul_precision("highest")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.dtype}, seed {args.seed}")
     rows = []
@@ -271,7 +295,7 @@ def main() -> None:
             if args.only is not None and args.only not in shape.name:
                 continue
             for m in shape.rows:
-                rows.append(measure(shape, m, getattr(torch, args.dtype), known, args.seed))
+                rows.append(measure(shape, m, getattr(torch, args.dtype), kernels, args.seed))
                 tell(rows[-1])
                 torch.cuda.empty_cache()
     print(f"{time.perf_counter() - began:.1f} s")

@@ -273,7 +273,7 @@ class DrawFlags:
         value(
             "--passes",
             metavar="NAMES",
-            help="What is done for speed, the picture the same to rounding: auto, none, or names such as kept_text.",
+            help="What is done for speed, the picture the same to rounding (auto,fp8: near it): auto, none, or names.",
             panel=WHERE,
         ),
     ] = "auto"

@@ -26,7 +26,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?", re.ASCII)
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 PASSES = (
     *("fused_qkv", "kept_text", "kept_labels", "safe_half", "phase_upsampling", "fused_first_stage"),
-    *("packed_weights", "channels_last", "fused_norms", "fused_transformer", "cuda_graph"),
+    *("packed_weights", "channels_last", "fused_norms", "fused_transformer", "fp8", "cuda_graph"),
 )
 ATTENTIONS = ("auto", "sdpa", "cudnn_first", "flash_first", "cudnn", "flash", "efficient", "xformers", "math")
 _SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
@@ -161,7 +161,7 @@ def parse_interval(text: str | None) -> dict[str, Any] | None:
 
 
 def parse_passes(text: str) -> Literal["auto"] | tuple[str, ...]:
-    """`auto`, `none`, or names joined by commas.
+    """`auto`, `none`, or names joined by commas, `auto` among them for the others that can be had.
 
     Raises:
         UsageError: a name is unknown.
@@ -170,7 +170,7 @@ def parse_passes(text: str) -> Literal["auto"] | tuple[str, ...]:
         return "auto"
     names = () if text == "none" else tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
-        if name not in PASSES:
+        if name not in (*PASSES, "auto"):
             raise UsageError(
                 f"--passes: unknown pass {name!r}{suggestion(name, PASSES)}", hint=f"auto, none, or {', '.join(PASSES)}"
             )

@@ -1,5 +1,6 @@
 """What makes a loaded model faster and leaves its function as it is, to rounding: one table, each a pass of its own.
 
+What changes the function more than that is marked as approximate, and is made only where it is asked for by name.
 A pass replaces layers of the engine's networks; the plain ones, and their memory, are gone. Every pass can be left out,
 and those that were made stand in the picture's record.
 """
@@ -18,9 +19,16 @@ from sdxl_core.engine import Engine
 from sdxl_core.errors import DeviceError
 from sdxl_core.models import autoencoder, unet
 from sdxl_core.models.autoencoder import AutoencoderKL
+from sdxl_core.models.eight_bits import EightBitBlock
 from sdxl_core.models.fused import DecoderPhaseUpsample, FusedSelfAttention, PackedGEGLU, PhaseUpsample, Remembered
 from sdxl_core.models.fused_autoencoder import FirstStageKernels, JoinedUpsample, fuse_first_stage
-from sdxl_core.models.fused_unet import NetworkKernels, added_in_place, fuse_norms, fuse_transformers
+from sdxl_core.models.fused_unet import (
+    FusedTransformerBlock,
+    NetworkKernels,
+    added_in_place,
+    fuse_norms,
+    fuse_transformers,
+)
 from sdxl_core.models.graphs import Graphed, graphed_tower
 from sdxl_core.models.safe_half import carry_small
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
@@ -29,6 +37,13 @@ from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
 
 Replace = Callable[[nn.Module], nn.Module | None]
 """What takes the place of a layer; None: it stays, and its own layers are looked at."""
+
+
+AUTO = "auto"
+"""Among names of passes: all that are not approximate and that an engine can have."""
+
+EIGHT_BIT_WIDTH = 1280
+"""Features of a token from which on products in eight bits are faster with all the rounding that they need."""
 
 
 class Place(Protocol):
@@ -62,12 +77,18 @@ class Pass:
         run: changes the network of an engine, or gives one with another network.
         why_not: the reason why an engine, or a first stage alone, cannot have it there, or None.
         first_stage: changes a first stage too; None where a pass leaves it as it is.
+        approximate: the function is another one than before, if a similar one.
     """
 
     name: str
     run: Callable[[Engine], Engine | None] = lambda engine: None
     why_not: Callable[[Place], str | None] = lambda place: None
     first_stage: Callable[[AutoencoderKL], None] | None = None
+    approximate: bool = False
+
+    def is_among(self, names: Sequence[str] | None) -> bool:
+        """Whether names, or None, mean this pass, see `apply_passes`."""
+        return self.name in (names or ()) or (not self.approximate and (names is None or AUTO in names))
 
 
 def apply_passes(engine: Engine, names: Sequence[str] | None = None) -> Engine:
@@ -75,20 +96,21 @@ def apply_passes(engine: Engine, names: Sequence[str] | None = None) -> Engine:
 
     Args:
         engine: as loaded.
-        names: keys of `PASSES`; None for all that the engine can have.
+        names: keys of `PASSES`; None for all that the engine can have and that are not approximate, and "auto" among
+            the names for those beside them.
 
     Raises:
         DeviceError: a pass that was asked for and cannot be had.
     """
     made = []
     for entry in PASSES.values():
-        if names is not None and entry.name not in names:
+        if not entry.is_among(names):
             continue
         reason = entry.why_not(engine)
         if reason is None:
             engine = entry.run(engine) or engine
             made.append(entry.name)
-        elif names is not None:
+        elif names is not None and entry.name in names:
             raise DeviceError(f"the pass {entry.name} cannot be made: {reason}", hint="leave the choice to auto")
     apply_first_stage_passes(engine.first_stage, engine, made)
     return replace(engine, passes=tuple(made))
@@ -100,11 +122,10 @@ def apply_first_stage_passes(model: AutoencoderKL, place: Place, names: Sequence
     Args:
         model: as loaded, or one that has had the same passes.
         place: of the network that it belongs to.
-        names: keys of `PASSES`, those that do not reach it or cannot be had there among them; None for all.
+        names: as for `apply_passes`; those that do not reach it or cannot be had there are left out.
     """
     for entry in PASSES.values():
-        wanted = names is None or entry.name in names
-        if wanted and entry.first_stage is not None and entry.why_not(place) is None:
+        if entry.is_among(names) and entry.first_stage is not None and entry.why_not(place) is None:
             entry.first_stage(model)
 
 
@@ -226,6 +247,30 @@ def _why_not_last(place: Place) -> str | None:
     return None if place.device.type == "cuda" else "it gains nothing on the CPU"
 
 
+def _to_eight_bits(engine: Engine) -> None:
+    from sdxl_core.ops.kernels.eight_bits import TRITON
+
+    def replacement(layer: nn.Module) -> nn.Module | None:
+        wide = isinstance(layer, FusedTransformerBlock) and layer.norm1.weight.numel() >= EIGHT_BIT_WIDTH
+        return EightBitBlock(layer, TRITON) if wide else None  # type: ignore[arg-type]
+
+    blocks = list(_transformer_blocks(engine))
+    if not any(isinstance(block, FusedTransformerBlock) for block in blocks):
+        raise DeviceError("the pass fp8 cannot be made without fused_transformer", hint="--passes auto,fp8")
+    if all(block.norm1.weight.numel() < EIGHT_BIT_WIDTH for block in blocks):
+        raise DeviceError("the pass fp8 cannot be made: this model has no layer that is large enough to gain from it")
+    _replace_layers(engine.network, replacement)
+
+
+def _why_no_eight_bits(place: Place) -> str | None:
+    if reason := kernels.why_not(place.device):
+        return reason
+    if place.dtype not in (torch.float16, torch.bfloat16):
+        return "it takes the place of float16 or bfloat16 only"
+    major, minor = torch.cuda.get_device_capability(place.device)
+    return None if (major, minor) >= (8, 9) else f"it needs compute capability 8.9, this GPU has {major}.{minor}"
+
+
 def _record_calls(engine: Engine) -> Engine:
     embedders = engine.conditioner.embedders
     for i, embedder in enumerate(embedders):
@@ -249,6 +294,7 @@ _TABLE = (
     Pass("channels_last", _put_channels_last, _why_not_last),
     Pass("fused_norms", _fuse_norms, _why_no_kernels),
     Pass("fused_transformer", _fuse_transformer, _why_no_kernels),
+    Pass("fp8", _to_eight_bits, _why_no_eight_bits, approximate=True),
     Pass("cuda_graph", _record_calls, _why_no_graphs),  # the last: it records what the others have made
 )
 

@@ -27,7 +27,15 @@ from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.unet import UNet
 from sdxl_core.ops.meta import shapes_only
 
-CUDA_PASSES = {"safe_half", "fused_first_stage", "channels_last", "fused_norms", "fused_transformer", "cuda_graph"}
+CUDA_PASSES = {
+    "safe_half",
+    "fused_first_stage",
+    "channels_last",
+    "fused_norms",
+    "fused_transformer",
+    "fp8",
+    "cuda_graph",
+}
 """Names of the passes that only an engine on a GPU can have."""
 
 CPU_PASSES = tuple(name for name in PASSES if name not in CUDA_PASSES)

@@ -2,12 +2,14 @@
 
 The format is e4m3: four bits of exponent and three of mantissa, up to 448, so each number is rounded by up to 1/16 of
 itself. A product of normal numbers so rounded is 3.7 % from the exact one, whatever its length. What is written here in
-PyTorch runs everywhere; `sdxl_core.ops.kernels` has the same for a GPU.
+PyTorch runs everywhere, to compare with: `sdxl_core.ops.kernels` has the same for a GPU.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
@@ -30,14 +32,95 @@ class Scaled(NamedTuple):
     scale: Tensor
 
 
-def quantised(x: Tensor) -> Scaled:
+class Quantise(Protocol):
     """The rows of x (m, k) in eight bits; a row with a NaN or an infinity gives NaN wherever it is multiplied."""
+
+    def __call__(self, x: Tensor) -> Scaled: ...  # noqa: D102
+
+
+class Prepare(Protocol):
+    """A weight (n, k) in eight bits, in whatever order of the rows the `Linear` beside it takes."""
+
+    def __call__(self, weight: Tensor, *, gated: bool) -> Scaled: ...  # noqa: D102
+
+
+class Norm(Protocol):
+    """The rows of a layer norm of x (m, k), or of x and what it lacks (k,), in eight bits; weight and bias (k,)."""
+
+    def __call__(  # noqa: D102
+        self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, delta_bias: Tensor | None = None
+    ) -> Scaled: ...
+
+
+class Linear(Protocol):
+    """A linear layer, with a GELU gate or a residual: x W^T + b + residual, or (x V^T + b) gelu(x G^T + c).
+
+    Args:
+        x: (m, k).
+        weight: (n, k), or with `gated` (2 n, k), value above gate, made by the `Prepare` beside it.
+        bias: (n,) or (2 n,).
+        residual: (m, n), added at the end; not with `gated`.
+        gated: GEGLU with the exact GELU.
+        dtype: of the result, (m, n).
+    """
+
+    def __call__(  # noqa: D102
+        self,
+        x: Scaled,
+        weight: Scaled,
+        bias: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        gated: bool = False,
+        dtype: torch.dtype,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """One way to compute in eight bits."""
+
+    quantise: Quantise
+    prepare: Prepare
+    norm: Norm
+    linear: Linear
+
+
+def quantise(x: Tensor) -> Scaled:
+    """See `Quantise`."""
     wide = x.float()
     largest = wide.abs().amax(1, keepdim=True).clamp(min=SMALLEST_LARGEST)
     return Scaled((wide * (LARGEST / largest)).to(FP8), (largest / LARGEST).squeeze(1))
 
 
-def multiplied(x: Scaled, weight: Scaled, bias: Tensor | None = None) -> Tensor:
-    """A linear layer of x (m, k) by a weight (n, k), a bias (n,) added: (m, n) float32. To compare with, not fast."""
+def prepare(weight: Tensor, *, gated: bool) -> Scaled:
+    """See `Prepare`; as it is."""
+    return quantise(weight)
+
+
+def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, delta_bias: Tensor | None = None) -> Scaled:
+    """See `Norm`."""
+    whole = x.float() if delta_bias is None else x.float() + delta_bias.float()
+    return quantise(F.layer_norm(whole, x.shape[1:], weight.float(), bias.float(), eps))
+
+
+def linear(
+    x: Scaled,
+    weight: Scaled,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    gated: bool = False,
+    dtype: torch.dtype,
+) -> Tensor:
+    """See `Linear`."""
     out = (x.values.float() @ weight.values.float().t()) * x.scale[:, None] * weight.scale
-    return out if bias is None else out + bias.float()
+    if bias is not None:
+        out = out + bias.float()
+    if gated:
+        value, gate = out.chunk(2, dim=1)
+        out = value * F.gelu(gate)
+    return (out if residual is None else out + residual.float()).to(dtype)
+
+
+WRITTEN_OUT = Kernels(quantise, prepare, norm, linear)

@@ -111,10 +111,11 @@ def test_an_unknown_unit_is_named() -> None:
 
 
 def test_passes_by_name() -> None:
-    assert [parse_passes(text) for text in ("auto", "none", "kept_text, fused_qkv,kept_text")] == [
+    assert [parse_passes(text) for text in ("auto", "none", "kept_text, fused_qkv,kept_text", "auto,fp8")] == [
         "auto",
         (),
         ("kept_text", "fused_qkv"),
+        ("auto", "fp8"),
     ]
     with pytest.raises(UsageError, match=r"unknown pass 'kept_txt'; did you mean kept_text\?"):
         parse_passes("fused_qkv,kept_txt")

@@ -16,7 +16,7 @@ from sdxl_core.errors import DeviceError
 from sdxl_core.guider_config import FreeUConfig, GuiderConfig, PagConfig, SagConfig, SegConfig
 from sdxl_core.models.fused import DecoderPhaseUpsample, PhaseUpsample, Remembered
 from sdxl_core.models.unet import Upsample
-from sdxl_core.passes import Beside, apply_first_stage_passes, apply_passes
+from sdxl_core.passes import PASSES, Beside, apply_first_stage_passes, apply_passes
 from sdxl_core.pipeline import decode, sample
 from sdxl_core.plan import Plan
 from sdxl_core.types import Conditioning
@@ -159,11 +159,49 @@ def test_what_was_made_stands_in_the_record(load: Load) -> None:
     assert Plan.from_json(stamped.to_json()) == stamped
 
 
-@pytest.mark.parametrize("name", ["channels_last", "fused_norms", "fused_transformer", "cuda_graph"])
+@pytest.mark.parametrize("name", ["channels_last", "fused_norms", "fused_transformer", "fp8", "cuda_graph"])
 def test_what_is_for_a_gpu_needs_one(load: Load, name: str) -> None:
     assert name not in apply_passes(load("float32")).passes
     with pytest.raises(DeviceError, match=f"{name} cannot be made: it (gains nothing on the CPU|needs a CUDA device)"):
         apply_passes(load("float32"), (name,))
+
+
+def test_what_is_approximate_is_made_where_it_is_named_and_only_there() -> None:
+    approximate = {name for name, entry in PASSES.items() if entry.approximate}
+    assert approximate == {"fp8"}
+    for names, expected in [
+        (None, PASSES.keys() - approximate),
+        (("auto",), PASSES.keys() - approximate),
+        (("auto", "fp8"), PASSES.keys()),
+        (("fp8", "kept_text"), {"fp8", "kept_text"}),
+        ((), set()),
+    ]:
+        assert {name for name, entry in PASSES.items() if entry.is_among(names)} == expected
+
+
+def test_auto_beside_names_leaves_out_what_cannot_be_had(load: Load) -> None:
+    assert apply_passes(load("float32"), ("auto", "kept_text")).passes == CPU_PASSES
+    with pytest.raises(DeviceError, match="fp8 cannot be made"):
+        apply_passes(load("float32"), ("auto", "fp8"))
+
+
+@pytest.mark.gpu
+def test_eight_bits_stay_near_and_hold_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiny_checkpoint(tmp_path / "tiny.safetensors")
+
+    def loaded(dtype: str) -> Engine:
+        return load_engine(tiny_config(), path, device="cuda", dtype=dtype)
+
+    with pytest.raises(DeviceError, match="without fused_transformer"):
+        apply_passes(loaded("float16"), ("fp8",))
+    with pytest.raises(DeviceError, match="no layer that is large enough"):
+        apply_passes(loaded("float16"), ("auto", "fp8"))
+    monkeypatch.setattr("sdxl_core.passes.EIGHT_BIT_WIDTH", 1)
+    fast = apply_passes(loaded("float16"), ("auto", "fp8"))
+    assert "fp8" in fast.passes
+    exact = latents(loaded("float32"), plan())
+    near = relative(latents(apply_passes(loaded("float16")), plan()), exact)
+    assert near < relative(latents(fast, plan()), exact) < 0.2
 
 
 @pytest.mark.gpu

@@ -54,7 +54,7 @@ _DEFAULT: Mapping[tuple[bool, bool, bool], Tiling] = MappingProxyType(
         (False, False, False): Tiling(128, 128, 32, 8, 4),
         (False, False, True): Tiling(128, 64, 32, 4, 4),
         (False, True, False): Tiling(128, 128, 64, 8, 4),
-        (False, True, True): Tiling(128, 64, 64, 4, 4),
+        (False, True, True): Tiling(128, 64, 64, 8, 4),
     }
 )
 """By whether the GPU is a Hopper, the numbers have eight bits, and there is a gate."""
@@ -78,6 +78,7 @@ def linear(
     *,
     residual: Tensor | None = None,
     gated: bool = False,
+    woven: bool = False,
     tiling: Tiling | None = None,
 ) -> Tensor:
     """A linear layer, with a GELU gate or a residual: x W^T + b + residual, or (x V^T + b) gelu(x G^T + c).
@@ -88,12 +89,13 @@ def linear(
         bias: (n,) or (2 n,).
         residual: (m, n), added at the end; not with `gated`.
         gated: GEGLU with the exact GELU.
+        woven: the weight is `woven`, bias and scales are not.
         tiling: None for what was found best.
 
     Returns:
         (m, n) of the type of x.
     """
-    return _launch(x, None, weight, None, bias, residual, gated, tiling, x.dtype)
+    return _launch(x, None, weight, None, bias, residual, gated, woven, tiling, x.dtype)
 
 
 def scaled_linear(
@@ -103,11 +105,20 @@ def scaled_linear(
     *,
     residual: Tensor | None = None,
     gated: bool = False,
+    woven: bool = False,
     tiling: Tiling | None = None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The same as `linear` of matrices in eight bits; the result, (m, n), is of the type `dtype`."""
-    return _launch(x.values, x.scale, weight.values, weight.scale, bias, residual, gated, tiling, dtype)
+    """The same of matrices in eight bits, a `sdxl_core.ops.fp8.Linear`."""
+    return _launch(x.values, x.scale, weight.values, weight.scale, bias, residual, gated, woven, tiling, dtype)
+
+
+def weave(weight: Tensor) -> Tensor:
+    """Value above gate (2 n, k), n a multiple of 8, as eight rows of the one, eight of the other, and so on.
+
+    So one product makes both, of columns that are as many as the tensor cores take at best.
+    """
+    return weight.view(2, -1, 8, weight.shape[1]).transpose(0, 1).reshape(weight.shape)
 
 
 def _launch(
@@ -118,6 +129,7 @@ def _launch(
     bias: Tensor | None,
     residual: Tensor | None,
     gated: bool,
+    woven: bool,
     tiling: Tiling | None,
     dtype: torch.dtype,
 ) -> Tensor:
@@ -129,7 +141,7 @@ def _launch(
         programs = min(programs, _multiprocessors(x.device))
     operands: list[Any] = [x, weight, out]
     if how.described:
-        block = (how.rows, how.depth), (how.columns, how.depth), (how.rows, how.columns)
+        block = (how.rows, how.depth), (how.columns * (2 if woven else 1), how.depth), (how.rows, how.columns)
         operands = [TensorDescriptor.from_tensor(y, list(size)) for y, size in zip(operands, block, strict=True)]
     with torch.cuda.device_of(x):
         _product[(programs,)](
@@ -145,6 +157,7 @@ def _launch(
             COLUMNS=how.columns,
             DEPTH=how.depth,
             GATED=gated,
+            WOVEN=woven,
             DESCRIBED=how.described,
             LASTING=how.lasting,
             EVEN=k % how.depth == 0,
@@ -175,6 +188,7 @@ def _product(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     GATED: tl.constexpr,
+    WOVEN: tl.constexpr,
     DESCRIBED: tl.constexpr,
     LASTING: tl.constexpr,
     EVEN: tl.constexpr,
@@ -185,29 +199,29 @@ def _product(
         # One loop of both, so that the next tile's loads do not wait for this one's end.
         for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=True):
             row, column = _place(tile, tiles_m, tiles_n)
-            value = tl.zeros((ROWS, COLUMNS), tl.float32)
+            value = tl.zeros((ROWS, 2 * COLUMNS if WOVEN else COLUMNS), tl.float32)
             gate = tl.zeros((ROWS, COLUMNS), tl.float32)
             for start in range(0, k, DEPTH):
                 value, gate = _step(
                     x, weight, value, gate, row * ROWS, column * COLUMNS, start, m, n, k,
-                    ROWS, COLUMNS, DEPTH, GATED, DESCRIBED, EVEN, IMPRECISE,
+                    ROWS, COLUMNS, DEPTH, GATED, WOVEN, DESCRIBED, EVEN, IMPRECISE,
                 )  # fmt: skip
             _finish(
                 out, value, gate, x_scale, weight_scale, bias, residual, row * ROWS, column * COLUMNS, m, n,
-                ROWS, COLUMNS, GATED, DESCRIBED,
+                ROWS, COLUMNS, GATED, WOVEN, DESCRIBED,
             )  # fmt: skip
     else:
         row, column = _place(tl.program_id(0), tiles_m, tiles_n)
-        value = tl.zeros((ROWS, COLUMNS), tl.float32)
+        value = tl.zeros((ROWS, 2 * COLUMNS if WOVEN else COLUMNS), tl.float32)
         gate = tl.zeros((ROWS, COLUMNS), tl.float32)
         for start in range(0, k, DEPTH):
             value, gate = _step(
                 x, weight, value, gate, row * ROWS, column * COLUMNS, start, m, n, k,
-                ROWS, COLUMNS, DEPTH, GATED, DESCRIBED, EVEN, IMPRECISE,
+                ROWS, COLUMNS, DEPTH, GATED, WOVEN, DESCRIBED, EVEN, IMPRECISE,
             )  # fmt: skip
         _finish(
             out, value, gate, x_scale, weight_scale, bias, residual, row * ROWS, column * COLUMNS, m, n,
-            ROWS, COLUMNS, GATED, DESCRIBED,
+            ROWS, COLUMNS, GATED, WOVEN, DESCRIBED,
         )  # fmt: skip
 
 
@@ -224,33 +238,37 @@ def _place(tile, tiles_m, tiles_n):
 def _step(
     x, weight, value, gate, row, column, start, m, n, k,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    GATED: tl.constexpr, DESCRIBED: tl.constexpr, EVEN: tl.constexpr, IMPRECISE: tl.constexpr,
+    GATED: tl.constexpr, WOVEN: tl.constexpr, DESCRIBED: tl.constexpr, EVEN: tl.constexpr, IMPRECISE: tl.constexpr,
 ):  # fmt: skip
     """Add the products of `DEPTH` numbers."""
+    TWICE: tl.constexpr = GATED and not WOVEN
+    WIDTH: tl.constexpr = 2 * COLUMNS if WOVEN else COLUMNS
+    if WOVEN:
+        column, n = 2 * column, 2 * n
     if DESCRIBED:
         a = x.load([row, start])
         b = weight.load([column, start])
         value = tl.dot(a, b.T, value, max_num_imprecise_acc=IMPRECISE)
-        if GATED:
+        if TWICE:
             c = weight.load([n + column, start])
             gate = tl.dot(a, c.T, gate, max_num_imprecise_acc=IMPRECISE)
     else:
         # Rows past the end read the first ones again: what becomes of them is not written.
         rows = ((row + tl.arange(0, ROWS)) % m).to(tl.int64)
-        columns = ((column + tl.arange(0, COLUMNS)) % n).to(tl.int64)
+        columns = ((column + tl.arange(0, WIDTH)) % n).to(tl.int64)
         depth = start + tl.arange(0, DEPTH)
         a_at, b_at = x + rows[:, None] * k + depth[None, :], weight + columns[None, :] * k + depth[:, None]
         c_at = weight + (columns + n)[None, :] * k + depth[:, None]
         if EVEN:
             a = tl.load(a_at)
             value = tl.dot(a, tl.load(b_at), value, max_num_imprecise_acc=IMPRECISE)
-            if GATED:
+            if TWICE:
                 gate = tl.dot(a, tl.load(c_at), gate, max_num_imprecise_acc=IMPRECISE)
         else:
             a = tl.load(a_at, mask=depth[None, :] < k, other=0.0)
             b = tl.load(b_at, mask=depth[:, None] < k, other=0.0)
             value = tl.dot(a, b, value, max_num_imprecise_acc=IMPRECISE)
-            if GATED:
+            if TWICE:
                 c = tl.load(c_at, mask=depth[:, None] < k, other=0.0)
                 gate = tl.dot(a, c, gate, max_num_imprecise_acc=IMPRECISE)
     return value, gate
@@ -259,9 +277,13 @@ def _step(
 @triton.jit
 def _finish(
     out, value, gate, x_scale, weight_scale, bias, residual, row, column, m, n,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, GATED: tl.constexpr, DESCRIBED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, GATED: tl.constexpr, WOVEN: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """Write a tile."""
+    if WOVEN:
+        # Eight columns are what a thread's neighbours hold: so nothing moves between threads.
+        value, gate = tl.split(value.reshape(ROWS, COLUMNS // 8, 2, 8).permute(0, 1, 3, 2))
+        value, gate = value.reshape(ROWS, COLUMNS), gate.reshape(ROWS, COLUMNS)
     rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
     in_m, in_n = rows < m, columns < n
     if x_scale is not None:

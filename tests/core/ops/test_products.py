@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdxl_core.ops.fp8 import FP8, LARGEST, Scaled, quantised
+from sdxl_core.ops.fp8 import FP8, LARGEST, WRITTEN_OUT, Scaled
 
 pytest.importorskip("triton")
 
@@ -64,7 +64,7 @@ def tilings(eight_bits: bool) -> list[Any]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_sixteen_bits(shape: tuple[int, int, int], gated: bool) -> None:
-    from sdxl_core.ops.kernels.products import linear
+    from sdxl_core.ops.kernels.products import linear, weave
 
     m, k, n = shape
     x, weight = drawn(m, k), drawn(2 * n if gated else n, k, seed=1) * k**-0.5
@@ -74,6 +74,9 @@ def test_sixteen_bits(shape: tuple[int, int, int], gated: bool) -> None:
             out = linear(x, weight, of[0], residual=of[1], gated=gated, tiling=tiling)
             assert out.dtype == DTYPE
             assert relative(out, layer(x, weight, *of, gated)) < LIMIT, tiling
+        if gated:
+            woven = linear(x, weave(weight), bias, gated=True, woven=True, tiling=tiling)
+            assert relative(woven, layer(x, weight, bias, None, gated)) < LIMIT, tiling
 
 
 @pytest.mark.gpu
@@ -81,10 +84,13 @@ def test_sixteen_bits(shape: tuple[int, int, int], gated: bool) -> None:
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_eight_bits(shape: tuple[int, int, int], gated: bool) -> None:
     """What is left is rounding of the result, and on a Hopper GPU of sums that are kept in fewer bits."""
-    from sdxl_core.ops.kernels.products import scaled_linear
+    from sdxl_core.ops.kernels.products import scaled_linear, weave
 
     m, k, n = shape
-    x, weight = quantised(drawn(m, k)), quantised(drawn(2 * n if gated else n, k, seed=1) * k**-0.5)
+    x, weight = (
+        WRITTEN_OUT.quantise(drawn(m, k)),
+        WRITTEN_OUT.quantise(drawn(2 * n if gated else n, k, seed=1) * k**-0.5),
+    )
     bias, residual = drawn(len(weight.scale), seed=2), None if gated else drawn(m, n, seed=3)
     for tiling in tilings(eight_bits=True):
         for of in [(bias, residual), (None, None)][: 2 if INTERPRETED and tiling is None else 1]:
@@ -92,6 +98,10 @@ def test_eight_bits(shape: tuple[int, int, int], gated: bool) -> None:
             assert out.dtype == DTYPE
             limit = LIMIT if INTERPRETED else 5e-3
             assert relative(out, layer(wide(x), wide(weight), *of, gated)) < limit, tiling
+        if gated:
+            given = Scaled(weave(weight.values), weight.scale)
+            woven = scaled_linear(x, given, bias, gated=True, woven=True, tiling=tiling, dtype=DTYPE)
+            assert relative(woven, layer(wide(x), wide(weight), bias, None, gated)) < limit, tiling
 
 
 @pytest.mark.gpu
@@ -106,7 +116,7 @@ def test_rows_are_rounded_as_pytorch_rounds_them(k: int) -> None:
         x *= 2.0 ** torch.arange(-8, 8)[:, None]
     x[3] = 0.0
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        rounded, expected = quantise(x.to(dtype)), quantised(x.to(dtype))
+        rounded, expected = quantise(x.to(dtype)), WRITTEN_OUT.quantise(x.to(dtype))
         assert torch.equal(rounded.scale, expected.scale)
         differ = (rounded.values.float() - expected.values.float()).abs()
         # A quotient that is rounded otherwise in its last bit may fall to the other side of a tie, and no further.
@@ -115,12 +125,30 @@ def test_rows_are_rounded_as_pytorch_rounds_them(k: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("c", [64, pytest.param(1280, marks=on_gpu_alone)])
+def test_norm_in_eight_bits(c: int) -> None:
+    from sdxl_core.ops.kernels.norms import layer_norm_in_eight_bits
+
+    x, bias = drawn(9, c), 0.1 * drawn(c, seed=1)
+    weight = 2.0 ** -torch.arange(c, device=DEVICE).remainder(8).to(DTYPE)
+    if INTERPRETED:  # see above: signs in balance, whose norm is weight or -weight
+        x, bias = torch.cat([torch.ones(9, c // 2), -torch.ones(9, c // 2)], dim=1), torch.zeros(c)
+    lacking = torch.full_like(x[0], 2.0)
+    normed = layer_norm_in_eight_bits(x - 2.0, weight, bias, 1e-5, delta_bias=lacking)
+    expected = WRITTEN_OUT.norm(x - 2.0, weight, bias, 1e-5, delta_bias=lacking)
+    assert relative(normed.scale, expected.scale) < 1e-6
+    differ = (normed.values.float() - expected.values.float()).abs()
+    assert torch.all(differ <= expected.values.float().abs() / 8 + 2**-9)
+    assert (differ > 0).float().mean() < (1e-9 if INTERPRETED else 1e-3)
+
+
+@pytest.mark.gpu
 @on_gpu_alone
 def test_a_row_with_a_nan_or_an_infinity_gives_nan_and_no_other_does() -> None:
     from sdxl_core.ops.kernels.products import scaled_linear
     from sdxl_core.ops.kernels.quantise import quantise
 
-    x, weight = drawn(130, 256, dtype=torch.float16), quantised(drawn(64, 256, dtype=torch.float16, seed=1))
+    x, weight = drawn(130, 256, dtype=torch.float16), WRITTEN_OUT.quantise(drawn(64, 256, dtype=torch.float16, seed=1))
     x[1, 3], x[2, 5], x[3, 7] = torch.inf, -torch.inf, torch.nan
     out = scaled_linear(quantise(x), weight, dtype=torch.float16)
     assert out[1:4].isnan().all()
