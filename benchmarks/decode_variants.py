@@ -21,6 +21,7 @@ from sdxl_core.models.autoencoder import AttnBlock, AutoencoderKL, Upsample
 from sdxl_core.models.fused import DecoderPhaseUpsample
 from sdxl_core.models.fused_autoencoder import (
     SCORES_BYTES,
+    Doubling,
     FirstStageKernels,
     JoinedUpsample,
     TransposedUpsample,
@@ -34,7 +35,16 @@ TINY = FirstStageConfig(ch=32, ch_mult=(1, 2, 2, 2), num_res_blocks=1)
 FLOAT16, BFLOAT16, FLOAT32 = torch.float16, torch.bfloat16, torch.float32
 
 KINDS = {
-    "norms and sums": ("_measure", "_normalise", "_add", "_softmax", "group_norm", "GroupNorm", "RowwiseMoments"),
+    "norms and sums": (
+        "_measure",
+        "_normalise",
+        "_add",
+        "_softmax",
+        "_interleave",
+        "group_norm",
+        "GroupNorm",
+        "RowwiseMoments",
+    ),
     "convolutions and products": ("conv", "gemm", "cutlass", "xmma", "cudnn", "nvjet", "wgrad", "dgrad", "fprop"),
     "attention": ("fmha", "attention", "flash"),
     "other": ("",),
@@ -64,7 +74,7 @@ class Way:
     last: bool = True
     fused: bool = True
     safe: bool = True
-    doubling: Callable[[Upsample], Upsample] | None = JoinedUpsample
+    doubling: Doubling | None = JoinedUpsample
     attention: Callable[[FirstStageKernels], Attention] | None = None
     search: bool = False
     exact: bool = False
@@ -73,6 +83,10 @@ class Way:
 
 def _wide(block_bytes: int) -> Callable[[FirstStageKernels], Attention]:
     return lambda kernels: in_query_chunks(partial(wide_scores, softmax=kernels.softmax), block_bytes)
+
+
+def _by_phases(layer: Upsample, _: FirstStageKernels) -> Upsample:
+    return DecoderPhaseUpsample(layer)
 
 
 PLAIN = partial(Way, last=False, fused=False, safe=False, doubling=None)
@@ -84,8 +98,8 @@ WAYS = [
     Way("bfloat16, fused", BFLOAT16, safe=False),
     PLAIN("float16, carried small", safe=True),
     Way("float16, fused: as it is run"),
-    Way("  doubling by four convolutions", doubling=DecoderPhaseUpsample),
-    Way("  doubling by a transposed convolution", doubling=TransposedUpsample),
+    Way("  doubling by four convolutions", doubling=_by_phases),
+    Way("  doubling by a transposed convolution", doubling=lambda layer, _: TransposedUpsample(layer)),
     Way("  doubling plain", doubling=None),
     Way("  attention by PyTorch", attention=lambda _: sdpa),
     Way("  attention written out in float16", attention=lambda _: in_query_chunks(written_out, SCORES_BYTES)),
@@ -109,7 +123,7 @@ def built(plain: AutoencoderKL, way: Way, kernels: FirstStageKernels) -> Autoenc
     if way.last:
         model = model.to(memory_format=torch.channels_last)
     if way.fused:
-        fuse_first_stage(model, kernels, way.doubling or DecoderPhaseUpsample)
+        fuse_first_stage(model, kernels, way.doubling or _by_phases)
     for layer in model.modules():
         if isinstance(layer, AttnBlock) and way.attention is not None:
             layer.attention = way.attention(kernels)

@@ -192,10 +192,11 @@ def _carry_in_half(model: AutoencoderKL) -> None:
 
 def first_stage_kernels() -> FirstStageKernels:
     """The kernels of `fused_first_stage`; imports Triton."""
+    from sdxl_core.ops.kernels.doubling import interleave
     from sdxl_core.ops.kernels.norms import add, group_norm
     from sdxl_core.ops.kernels.scores import softmax
 
-    return FirstStageKernels(group_norm, add, softmax)
+    return FirstStageKernels(group_norm, add, softmax, interleave)
 
 
 def _fuse_first_stage(model: AutoencoderKL) -> None:

@@ -55,13 +55,15 @@ class Kernels:
 
 @dataclass(frozen=True, slots=True)
 class FirstStageKernels(Kernels):
-    """The same, and what its attention needs.
+    """The same, and what its attention and its doubling need.
 
     Args:
         softmax: of attention scores.
+        interleave: four maps and a bias to one map; see `sdxl_core.ops.kernels.doubling.interleave`.
     """
 
     softmax: Softmax
+    interleave: Callable[[Tensor, Tensor], Tensor]
 
 
 class FusedResnetBlock(ResnetBlock):
@@ -178,32 +180,20 @@ class JoinedUpsample(Upsample):
 
     Args:
         plain: the layer.
+        kernels: what lays them.
     """
 
     weight: Tensor
 
-    def __init__(self, plain: Upsample) -> None:
+    def __init__(self, plain: Upsample, kernels: FirstStageKernels) -> None:
         nn.Module.__init__(self)
-        self.conv = plain.conv
+        self.conv, self.kernels = plain.conv, kernels
         wide = plain.conv.weight.detach().float()
         parts = [paired(paired(wide, row, 2), column, 3) for row in (0, 1) for column in (0, 1)]
         self.register_buffer("weight", _like(plain.conv, torch.cat(parts)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        b, _, height, width = x.shape
-        maps = F.conv2d(x, self.weight, padding=1).chunk(4, dim=1)
-        out = torch.empty(
-            (b, self.conv.out_channels, 2 * height, 2 * width),
-            dtype=x.dtype,
-            device=x.device,
-            memory_format=torch.channels_last,
-        )
-        bias = _bias(self.conv)[:, None, None]
-        for i, each in enumerate(maps):
-            row, column = divmod(i, 2)
-            seen = each[:, :, row : row + height, column : column + width]
-            torch.add(seen, bias, out=out[:, :, row::2, column::2])
-        return out
+        return self.kernels.interleave(F.conv2d(x, self.weight, padding=1), _bias(self.conv))
 
 
 class TransposedUpsample(Upsample):
@@ -230,9 +220,11 @@ class TransposedUpsample(Upsample):
         return F.conv_transpose2d(x, self.weight, self.conv.bias, stride=2, padding=1)
 
 
-def fuse_first_stage(
-    model: AutoencoderKL, kernels: FirstStageKernels, doubling: Callable[[Upsample], Upsample] = JoinedUpsample
-) -> None:
+Doubling = Callable[[Upsample, FirstStageKernels], Upsample]
+"""What takes the place of the decoder's doubling."""
+
+
+def fuse_first_stage(model: AutoencoderKL, kernels: FirstStageKernels, doubling: Doubling = JoinedUpsample) -> None:
     """Have a first stage run with channels last, its blocks, its ends and its doubling in place of the plain ones.
 
     Args:
@@ -251,7 +243,7 @@ def fuse_first_stage(
                 case AttnBlock():
                     setattr(parent, name, FusedAttnBlock(layer, kernels))
                 case DecoderPhaseUpsample():
-                    setattr(parent, name, doubling(layer))
+                    setattr(parent, name, doubling(layer, kernels))
     if not isinstance(model.encoder, FusedEncoder):
         model.encoder = FusedEncoder(model.encoder, kernels)
         model.decoder = FusedDecoder(model.decoder, kernels)

@@ -161,6 +161,24 @@ def test_softmax(shape: tuple[int, ...], largest: int, dtype: torch.dtype, monke
     assert relative(weights, (0.25 * given.double()).softmax(-1)) < LIMIT[dtype]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5, 10), (1, 1, 1, 80), pytest.param((1, 100, 80, 512), marks=on_gpu_alone)], ids=str
+)
+def test_interleave(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    from sdxl_core.ops.kernels.doubling import interleave
+
+    b, height, width, c = shape
+    maps, bias = drawn(b, 4 * c, height + 1, width + 1, dtype=dtype), drawn(c, dtype=dtype)
+    out = interleave(maps, bias)
+    assert out.shape == (b, c, 2 * height, 2 * width)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    for row, column in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        part = maps[:, (2 * row + column) * c :][:, :c, row : row + height, column : column + width]
+        assert relative(out[:, :, row::2, column::2], part.double() + bias.double()[:, None, None]) < LIMIT[dtype]
+
+
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts the interpreter")
 @pytest.mark.skipif(
     [int(part) for part in triton.__version__.split(".")[:2]] < [3, 8],
