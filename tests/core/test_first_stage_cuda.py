@@ -65,7 +65,7 @@ def loud(plain: AutoencoderKL) -> AutoencoderKL:
     return model
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [("float16", 5e-3), ("bfloat16", 4e-2), ("float32", 1e-5)])
+@pytest.mark.parametrize(("dtype", "limit"), [("float16", 5e-3), ("bfloat16", 4e-2), ("float32", 5e-5)])
 def test_it_is_the_plain_one_to_rounding(plain: AutoencoderKL, dtype: str, limit: float) -> None:
     model = prepared(plain, getattr(torch, dtype))
     assert model.quant_conv.weight.dtype is getattr(torch, dtype)
@@ -114,8 +114,8 @@ def test_pictures_are_those_of_float32(plain: AutoencoderKL, decoding: str) -> N
     (ours,) = decode_latents(prepared(plain, torch.float16), LATENT, decoding=decoding)  # type: ignore[arg-type]
     (theirs,) = decode_latents(plain, LATENT)
     difference = np.abs(ours.astype(int) - theirs)
-    assert difference.max() <= 2
-    assert difference.mean() < 0.2
+    assert difference.max() <= 4
+    assert difference.mean() < 0.5
 
 
 def test_what_overflows_all_the_same_is_done_again_in_float32(plain: AutoencoderKL) -> None:
