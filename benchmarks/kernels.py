@@ -280,11 +280,12 @@ def upsampling(speed: float) -> None:
     from sdxl_core.models.autoencoder import Upsample
     from sdxl_core.models.fused import DecoderPhaseUpsample
     from sdxl_core.models.fused_autoencoder import JoinedUpsample, TransposedUpsample
+    from sdxl_core.passes import first_stage_kernels
 
     kinds: Sequence[Callable[[Upsample], nn.Module]] = (
         lambda plain: plain,
         DecoderPhaseUpsample,
-        JoinedUpsample,
+        lambda plain: JoinedUpsample(plain, first_stage_kernels()),
         TransposedUpsample,
     )
 

@@ -196,7 +196,7 @@ def first_stage_kernels() -> FirstStageKernels:
     from sdxl_core.ops.kernels.norms import add, group_norm
     from sdxl_core.ops.kernels.scores import softmax
 
-    return FirstStageKernels(group_norm, add, softmax, interleave)
+    return FirstStageKernels(group_norm, add, interleave, softmax)
 
 
 def _fuse_first_stage(model: AutoencoderKL) -> None:
@@ -219,13 +219,14 @@ def _pack(engine: Engine) -> None:
 
 def network_kernels() -> NetworkKernels:
     """The kernels of `fused_norms` and `fused_transformer`; imports Triton."""
+    from sdxl_core.ops.kernels.doubling import interleave
     from sdxl_core.ops.kernels.gates import geglu
     from sdxl_core.ops.kernels.norms import add, group_norm, layer_norm
 
     def gated(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return geglu(F.linear(rows, weight), bias)
 
-    return NetworkKernels(group_norm, add, layer_norm, gated, added_in_place)
+    return NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place)
 
 
 def _fuse_norms(engine: Engine) -> None:

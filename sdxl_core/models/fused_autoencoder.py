@@ -43,10 +43,12 @@ class Kernels:
     Args:
         group_norm: with what comes before and after it.
         add: (x, y, bias) -> x + y + bias.
+        interleave: four maps and a bias to one map; see `sdxl_core.ops.kernels.doubling.interleave`.
     """
 
     group_norm: GroupNormKernel
     add: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    interleave: Callable[[Tensor, Tensor], Tensor]
 
     def normed(self, norm: nn.GroupNorm, x: Tensor, *, silu: bool = True, shift: Tensor | None = None) -> Tensor:
         """What `norm` makes of x + shift."""
@@ -55,15 +57,13 @@ class Kernels:
 
 @dataclass(frozen=True, slots=True)
 class FirstStageKernels(Kernels):
-    """The same, and what its attention and its doubling need.
+    """The same, and what its attention needs.
 
     Args:
         softmax: of attention scores.
-        interleave: four maps and a bias to one map; see `sdxl_core.ops.kernels.doubling.interleave`.
     """
 
     softmax: Softmax
-    interleave: Callable[[Tensor, Tensor], Tensor]
 
 
 class FusedResnetBlock(ResnetBlock):
@@ -185,7 +185,7 @@ class JoinedUpsample(Upsample):
 
     weight: Tensor
 
-    def __init__(self, plain: Upsample, kernels: FirstStageKernels) -> None:
+    def __init__(self, plain: Upsample, kernels: Kernels) -> None:
         nn.Module.__init__(self)
         self.conv, self.kernels = plain.conv, kernels
         wide = plain.conv.weight.detach().float()
@@ -220,8 +220,8 @@ class TransposedUpsample(Upsample):
         return F.conv_transpose2d(x, self.weight, self.conv.bias, stride=2, padding=1)
 
 
-Doubling = Callable[[Upsample, FirstStageKernels], Upsample]
-"""What takes the place of the decoder's doubling."""
+Doubling = Callable[[Upsample, Kernels], Upsample]
+"""What takes the place of doubling by phases."""
 
 
 def fuse_first_stage(model: AutoencoderKL, kernels: FirstStageKernels, doubling: Doubling = JoinedUpsample) -> None:

@@ -7,16 +7,17 @@ leave their biases to the pass over their result that follows anyway.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdxl_core.models.fused import FusedSelfAttention, Remembered
-from sdxl_core.models.fused_autoencoder import Kernels
+from sdxl_core.models import autoencoder
+from sdxl_core.models.fused import FusedSelfAttention, PhaseUpsample, Remembered
+from sdxl_core.models.fused_autoencoder import Doubling, JoinedUpsample, Kernels
 from sdxl_core.models.transformer import GEGLU, AttendMap, CrossAttention, SpatialTransformer, TransformerBlock
-from sdxl_core.models.unet import ResBlock, UNet
+from sdxl_core.models.unet import ResBlock, UNet, Upsample
 from sdxl_core.types import Attend
 
 
@@ -233,12 +234,49 @@ class FusedNorm(nn.GroupNorm):
         return self.kernels.normed(self, x)
 
 
-def fuse_norms(network: UNet, kernels: NetworkKernels) -> None:
-    """Have the blocks of convolutions, and the last norm, made of kernels."""
+class DoublingUpsample(Upsample):
+    """Upsampling as the first stage's on a GPU; the plain weights stay for sizes that are not the double.
+
+    Args:
+        plain: the layer.
+        kernels: what it is made of.
+        doubling: the first stage's.
+    """
+
+    def __init__(self, plain: Upsample, kernels: Kernels, doubling: Doubling) -> None:
+        nn.Module.__init__(self)
+        self.conv = plain.conv
+        # The first stage's layer is another one only in what it is asked for.
+        self.doubled = doubling(cast(autoencoder.Upsample, plain), kernels)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        """Map (b, c, h, w) to (b, c, *size)."""
+        doubled = tuple(size) == (2 * x.shape[2], 2 * x.shape[3])
+        out: Tensor = self.doubled(x) if doubled else super().forward(x, size)
+        return out
+
+
+def fuse_norms(network: UNet, kernels: NetworkKernels, doubling: Doubling = JoinedUpsample) -> None:
+    """Have the blocks of convolutions, the last norm and doubling by phases made of kernels.
+
+    Args:
+        network: whose doubling, where it is plain, stays plain.
+        kernels: what they are made of.
+        doubling: what takes the place of phases.
+    """
     blocks = [module for module in network.modules() if isinstance(module, ResBlock)]
     network.shifts = Shifts(blocks)
     fused = {block: FusedResBlock(block, kernels, partial(network.shifts.part, i)) for i, block in enumerate(blocks)}
-    _replace(network, lambda layer: fused.get(layer) if isinstance(layer, ResBlock) else None)
+
+    def replacement(layer: nn.Module) -> nn.Module | None:
+        match layer:
+            case ResBlock():
+                return fused.get(layer)
+            case PhaseUpsample():
+                return DoublingUpsample(layer, kernels, doubling)
+        return None
+
+    _replace(network, replacement)
     network.out[0], network.out[1] = FusedNorm(_norm(network.out[0]), kernels), nn.Identity()
 
 

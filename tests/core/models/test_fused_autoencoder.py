@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
+from support_kernels import add, group_norm, interleave
 from support_networks import randn, randomized
 from torch import Tensor, nn
 
@@ -30,35 +30,11 @@ PIECES = Pieces(strip_bytes=2**12)
 DOUBLINGS = [JoinedUpsample, lambda layer, _: TransposedUpsample(layer), lambda layer, _: DecoderPhaseUpsample(layer)]
 
 
-def _group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool, shift: Tensor | None = None
-) -> Tensor:
-    assert x.is_contiguous(memory_format=torch.channels_last)
-    shifted = x if shift is None else x + shift[:, None, None]
-    normed = F.group_norm(shifted, groups, weight, bias, eps)
-    return F.silu(normed) if silu else normed
-
-
-def _add(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
-    assert x.is_contiguous(memory_format=torch.channels_last)
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    return x + y if bias is None else x + y + bias[:, None, None]
-
-
 def _softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     return (scale * scores).softmax(-1).to(dtype)
 
 
-def _interleave(maps: Tensor, bias: Tensor) -> Tensor:
-    height, width = maps.shape[2] - 1, maps.shape[3] - 1
-    out = maps.new_empty(len(maps), len(bias), 2 * height, 2 * width)
-    for i, each in enumerate(maps.chunk(4, dim=1)):
-        row, column = divmod(i, 2)
-        out[:, :, row::2, column::2] = each[:, :, row : row + height, column : column + width]
-    return (out + bias[:, None, None]).contiguous(memory_format=torch.channels_last)
-
-
-WRITTEN_OUT = FirstStageKernels(_group_norm, _add, _softmax, _interleave)
+WRITTEN_OUT = FirstStageKernels(group_norm, add, interleave, _softmax)
 """What the kernels promise, in PyTorch's own words."""
 
 

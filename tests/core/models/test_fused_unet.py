@@ -5,54 +5,25 @@ import os
 
 import pytest
 import torch
-import torch.nn.functional as F
+from support_kernels import add, gated, group_norm, interleave, layer_norm
 from support_networks import BASE, REFINER, randn, randomized
 from torch import Tensor, nn
 
 from sdxl_core.config import NetworkConfig
 from sdxl_core.diffusion.touches import own_values
-from sdxl_core.models.fused import FusedSelfAttention, Remembered
-from sdxl_core.models.fused_unet import NetworkKernels, added_in_place, fuse_norms, fuse_transformers
+from sdxl_core.models.fused import FusedSelfAttention, PhaseUpsample, Remembered
+from sdxl_core.models.fused_unet import (
+    DoublingUpsample,
+    NetworkKernels,
+    added_in_place,
+    fuse_norms,
+    fuse_transformers,
+)
 from sdxl_core.models.transformer import TransformerBlock
-from sdxl_core.models.unet import UNet
+from sdxl_core.models.unet import UNet, Upsample
 from sdxl_core.types import Touch
 
-
-def _group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool, shift: Tensor | None = None
-) -> Tensor:
-    assert x.is_contiguous(memory_format=torch.channels_last)
-    shifted = x if shift is None else x + shift[:, :, None, None]
-    normed = F.group_norm(shifted, groups, weight, bias, eps)
-    return (F.silu(normed) if silu else normed).contiguous(memory_format=torch.channels_last)
-
-
-def _add(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
-    assert x.is_contiguous(memory_format=torch.channels_last)
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    return x + y if bias is None else x + y + bias[:, None, None]
-
-
-def _layer_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    *,
-    delta: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    total = x if delta is None else x + delta
-    total = total if delta_bias is None else total + delta_bias
-    return (x if delta is None else total), F.layer_norm(total, weight.shape, weight, bias, eps)
-
-
-def _gated(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    value, gate = F.linear(rows, weight, bias).chunk(2, dim=1)
-    return value * F.gelu(gate)
-
-
-WRITTEN_OUT = NetworkKernels(_group_norm, _add, _layer_norm, _gated, added_in_place)
+WRITTEN_OUT = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place)
 """What the kernels promise, in PyTorch's own words."""
 
 
@@ -99,6 +70,23 @@ def test_the_network_is_the_plain_one_at_every_size(case: str) -> None:
         for rows, height, width in ((2, 8, 8), (1, 9, 5)):
             given = call(config, rows, height, width)
             assert relative(ours(*given), network(*given)) < 1e-12
+
+
+def test_doubling_is_the_plain_one_and_other_sizes_are_too() -> None:
+    network = plain(BASE)
+    ours = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    for stage in ours.output_blocks:
+        if isinstance(stage[-1], Upsample):
+            stage[-1] = PhaseUpsample(stage[-1])
+    fuse_norms(ours, WRITTEN_OUT)
+    kinds = [layer for layer in ours.modules() if isinstance(layer, DoublingUpsample)]
+    assert len(kinds) == 2
+    assert not any(isinstance(layer, PhaseUpsample) for layer in ours.modules())
+    with torch.inference_mode():
+        for height, width in ((8, 8), (9, 6)):
+            given = call(BASE, 2, height, width)
+            # Weights are added in float32.
+            assert relative(ours(*given), network(*given)) < 1e-7
 
 
 def test_guidance_and_other_passes_reach_into_it_all_the_same() -> None:

@@ -1,0 +1,48 @@
+"""What the kernels for a GPU promise, in PyTorch's own words and any precision."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool, shift: Tensor | None = None
+) -> Tensor:
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    shifted = x if shift is None else x + shift.reshape(-1, shift.shape[-1], 1, 1)
+    normed = F.group_norm(shifted, groups, weight, bias, eps)
+    return (F.silu(normed) if silu else normed).contiguous(memory_format=torch.channels_last)
+
+
+def add(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    return x + y if bias is None else x + y + bias[:, None, None]
+
+
+def interleave(maps: Tensor, bias: Tensor) -> Tensor:
+    height, width = maps.shape[2] - 1, maps.shape[3] - 1
+    out = maps.new_empty(len(maps), len(bias), 2 * height, 2 * width)
+    for i, each in enumerate(maps.chunk(4, dim=1)):
+        row, column = divmod(i, 2)
+        out[:, :, row::2, column::2] = each[:, :, row : row + height, column : column + width]
+    return (out + bias[:, None, None]).contiguous(memory_format=torch.channels_last)
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    delta: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    total = x if delta is None else x + delta
+    total = total if delta_bias is None else total + delta_bias
+    return (x if delta is None else total), F.layer_norm(total, weight.shape, weight, bias, eps)
+
+
+def gated(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    value, gate = F.linear(rows, weight, bias).chunk(2, dim=1)
+    return value * F.gelu(gate)
