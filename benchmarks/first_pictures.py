@@ -75,6 +75,9 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--pictures", type=int, default=3)
     parser.add_argument("--leave-out", action="append", default=[], metavar="PASS", help="may be repeated")
+    parser.add_argument(
+        "--add", action="append", default=[], metavar="PASS", help="an approximate one; may be repeated"
+    )
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--try-convolutions", action="store_true", help="let cuDNN choose by trying")
     args: argparse.Namespace = parser.parse_args()
@@ -86,7 +89,11 @@ def main() -> None:
     dtype = (args.dtype or ["auto"])[0]
     engine = load_engine(model.config, model.file, device=device, dtype=dtype, attention=args.attention)
     told("loading ms", [watch.lap()])
-    possible = [entry.name for entry in PASSES.values() if entry.why_not(engine) is None]
+    possible = [
+        entry.name
+        for entry in PASSES.values()
+        if entry.why_not(engine) is None and (not entry.approximate or entry.name in args.add)
+    ]
     engine = apply_passes(engine, [name for name in possible if name not in args.leave_out])
     told("passes ms", [watch.lap()])
     print(f"{', '.join(engine.passes) or 'no passes'}; attention {engine.attention}; {engine.dtype}")

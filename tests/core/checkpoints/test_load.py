@@ -236,12 +236,12 @@ def test_reads_what_safetensors_reads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_loads_to_a_gpu(tmp_path: Path, memory: torch.dtype, channels_last: bool) -> None:
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(3000, 4001, generator=generator).half()
+    weight = torch.randn(9000, 4001, generator=generator).half()  # with the rest more than all stages hold
     kernels = [torch.randn(256, 256, 3, 3, generator=generator).half() for _ in range(40)]
     save_file({"a.weight": weight} | {f"{i}.weight": k for i, k in enumerate(kernels)}, tmp_path / "x.safetensors")
     with torch.device("meta"):
         module = nn.ModuleDict({str(i): nn.Conv2d(256, 256, 3, bias=False) for i in range(40)})
-        module["a"] = nn.Linear(4001, 3000, bias=False)
+        module["a"] = nn.Linear(4001, 9000, bias=False)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     load_into(module, tmp_path / "x.safetensors", "", dtype=memory, device="cuda", channels_last=channels_last)
