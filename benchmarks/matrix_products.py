@@ -72,7 +72,8 @@ class Kernel:
         how = self.tiling
         switches = (how.described, how.lasting, how.exact, self.woven)
         marks = "".join(mark for mark, is_so in zip("tlxw", switches, strict=True) if is_so)
-        return f"{how.rows}x{how.columns}x{how.depth}/{how.warps}/{how.stages}{marks}"
+        columns = f"{how.columns}+{how.more}" if how.more else how.columns
+        return f"{how.rows}x{columns}x{how.depth}/{how.warps}/{how.stages}{marks}"
 
 
 def candidates() -> Iterator[Kernel]:
@@ -92,6 +93,8 @@ def candidates() -> Iterator[Kernel]:
         cuts += [(64, 256, 4, 4), (128, 64, 4, 4), (128, 64, 4, 3), (64, 128, 4, 4), (64, 64, 4, 4)]
         others = [Tiling(rows, columns, deep, *how, described=True) for rows, columns, *how in cuts]
         others += [Tiling(128, wide, deep, 8, 3, described=True, lasting=True) for wide in (128, 256)]
+        others += [Tiling(128, 128, deep, 8, stages, described=True, more=32) for stages in (3, 4)]
+        others.append(Tiling(128, 128, deep, 8, 3, described=True, lasting=True, more=32))
         if eight_bits:
             others += [Tiling(128, wide, deep, wide // 16, 3, described=True, exact=True) for wide in (64, 128)]
         else:

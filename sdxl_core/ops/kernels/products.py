@@ -33,6 +33,8 @@ class Tiling:
             while one is written; otherwise a program for each tile.
         exact: eight-bit products are moved to float32 every `depth` numbers; otherwise a Hopper GPU keeps 14 bits of
             them until the end.
+        more: columns of a tile beside the others, by a product of their own; only where tiles are `described`. 128 and
+            32 are 160, which divides 640, 1280 and all their multiples.
     """
 
     rows: int
@@ -43,6 +45,7 @@ class Tiling:
     described: bool = False
     lasting: bool = False
     exact: bool = False
+    more: int = 0
 
 
 _DEFAULT: Mapping[tuple[bool, bool, bool], Tiling] = MappingProxyType(
@@ -136,13 +139,19 @@ def _launch(
     (m, k), n = x.shape, len(weight) // 2 if gated else len(weight)
     out = torch.empty(m, n, dtype=dtype, device=x.device)
     how = tiling or tiling_for(x, n, gated=gated)
-    programs = triton.cdiv(m, how.rows) * triton.cdiv(n, how.columns)
+    programs = triton.cdiv(m, how.rows) * triton.cdiv(n, how.columns + how.more)
     if how.lasting:
         programs = min(programs, _multiprocessors(x.device))
-    operands: list[Any] = [x, weight, out]
+    operands: list[Any] = [x, weight, out, None, None]
     if how.described:
-        block = (how.rows, how.depth), (how.columns * (2 if woven else 1), how.depth), (how.rows, how.columns)
-        operands = [TensorDescriptor.from_tensor(y, list(size)) for y, size in zip(operands, block, strict=True)]
+        wide = how.columns * (2 if woven else 1)
+        operands[:3] = (
+            _described(x, how.depth, how.rows),
+            _described(weight, how.depth, wide),
+            _described(out, how.columns, how.rows),
+        )
+        if how.more:
+            operands[3:] = _described(weight, how.depth, how.more), _described(out, how.more, how.rows)
     with torch.cuda.device_of(x):
         _product[(programs,)](
             *operands,
@@ -155,6 +164,7 @@ def _launch(
             k,
             ROWS=how.rows,
             COLUMNS=how.columns,
+            MORE=how.more,
             DEPTH=how.depth,
             GATED=gated,
             WOVEN=woven,
@@ -168,61 +178,61 @@ def _launch(
     return out
 
 
+def _described(x: Tensor, columns: int, rows: int) -> TensorDescriptor:
+    return TensorDescriptor.from_tensor(x, [rows, columns])
+
+
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 @triton.jit
 def _product(
-    x,
-    weight,
-    out,
-    x_scale,
-    weight_scale,
-    bias,
-    residual,
-    m,
-    n,
-    k,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    GATED: tl.constexpr,
-    WOVEN: tl.constexpr,
-    DESCRIBED: tl.constexpr,
-    LASTING: tl.constexpr,
-    EVEN: tl.constexpr,
+    x, weight, out, weight_more, out_more, x_scale, weight_scale, bias, residual, m, n, k,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, MORE: tl.constexpr, DEPTH: tl.constexpr,
+    GATED: tl.constexpr, WOVEN: tl.constexpr, DESCRIBED: tl.constexpr, LASTING: tl.constexpr, EVEN: tl.constexpr,
     IMPRECISE: tl.constexpr,
-):
-    tiles_m, tiles_n = tl.cdiv(m, ROWS), tl.cdiv(n, COLUMNS)
+):  # fmt: skip
+    PITCH: tl.constexpr = COLUMNS + MORE
+    tiles_m, tiles_n = tl.cdiv(m, ROWS), tl.cdiv(n, PITCH)
     if LASTING:
         # One loop of both, so that the next tile's loads do not wait for this one's end.
         for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=True):
             row, column = _place(tile, tiles_m, tiles_n)
             value = tl.zeros((ROWS, 2 * COLUMNS if WOVEN else COLUMNS), tl.float32)
-            gate = tl.zeros((ROWS, COLUMNS), tl.float32)
+            other = tl.zeros((ROWS, MORE or COLUMNS), tl.float32)
             for start in range(0, k, DEPTH):
-                value, gate = _step(
-                    x, weight, value, gate, row * ROWS, column * COLUMNS, start, m, n, k,
-                    ROWS, COLUMNS, DEPTH, GATED, WOVEN, DESCRIBED, EVEN, IMPRECISE,
+                value, other = _step(
+                    x, weight, weight_more, value, other, row * ROWS, column * PITCH, start, m, n, k,
+                    ROWS, COLUMNS, MORE, DEPTH, GATED, WOVEN, DESCRIBED, EVEN, IMPRECISE,
                 )  # fmt: skip
             _finish(
-                out, value, gate, x_scale, weight_scale, bias, residual, row * ROWS, column * COLUMNS, m, n,
+                out, value, other, x_scale, weight_scale, bias, residual, row * ROWS, column * PITCH, m, n,
                 ROWS, COLUMNS, GATED, WOVEN, DESCRIBED,
             )  # fmt: skip
+            if MORE:
+                _finish(
+                    out_more, other, other, x_scale, weight_scale, bias, residual,
+                    row * ROWS, column * PITCH + COLUMNS, m, n, ROWS, MORE, GATED, WOVEN, DESCRIBED,
+                )  # fmt: skip
     else:
         row, column = _place(tl.program_id(0), tiles_m, tiles_n)
         value = tl.zeros((ROWS, 2 * COLUMNS if WOVEN else COLUMNS), tl.float32)
-        gate = tl.zeros((ROWS, COLUMNS), tl.float32)
+        other = tl.zeros((ROWS, MORE or COLUMNS), tl.float32)
         for start in range(0, k, DEPTH):
-            value, gate = _step(
-                x, weight, value, gate, row * ROWS, column * COLUMNS, start, m, n, k,
-                ROWS, COLUMNS, DEPTH, GATED, WOVEN, DESCRIBED, EVEN, IMPRECISE,
+            value, other = _step(
+                x, weight, weight_more, value, other, row * ROWS, column * PITCH, start, m, n, k,
+                ROWS, COLUMNS, MORE, DEPTH, GATED, WOVEN, DESCRIBED, EVEN, IMPRECISE,
             )  # fmt: skip
         _finish(
-            out, value, gate, x_scale, weight_scale, bias, residual, row * ROWS, column * COLUMNS, m, n,
+            out, value, other, x_scale, weight_scale, bias, residual, row * ROWS, column * PITCH, m, n,
             ROWS, COLUMNS, GATED, WOVEN, DESCRIBED,
         )  # fmt: skip
+        if MORE:
+            _finish(
+                out_more, other, other, x_scale, weight_scale, bias, residual,
+                row * ROWS, column * PITCH + COLUMNS, m, n, ROWS, MORE, GATED, WOVEN, DESCRIBED,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -236,8 +246,8 @@ def _place(tile, tiles_m, tiles_n):
 
 @triton.jit
 def _step(
-    x, weight, value, gate, row, column, start, m, n, k,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    x, weight, weight_more, value, other, row, column, start, m, n, k,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, MORE: tl.constexpr, DEPTH: tl.constexpr,
     GATED: tl.constexpr, WOVEN: tl.constexpr, DESCRIBED: tl.constexpr, EVEN: tl.constexpr, IMPRECISE: tl.constexpr,
 ):  # fmt: skip
     """Add the products of `DEPTH` numbers."""
@@ -250,8 +260,10 @@ def _step(
         b = weight.load([column, start])
         value = tl.dot(a, b.T, value, max_num_imprecise_acc=IMPRECISE)
         if TWICE:
-            c = weight.load([n + column, start])
-            gate = tl.dot(a, c.T, gate, max_num_imprecise_acc=IMPRECISE)
+            other = tl.dot(a, weight.load([n + column, start]).T, other, max_num_imprecise_acc=IMPRECISE)
+        if MORE:
+            c = weight_more.load([column + COLUMNS, start])
+            other = tl.dot(a, c.T, other, max_num_imprecise_acc=IMPRECISE)
     else:
         # Rows past the end read the first ones again: what becomes of them is not written.
         rows = ((row + tl.arange(0, ROWS)) % m).to(tl.int64)
@@ -263,15 +275,15 @@ def _step(
             a = tl.load(a_at)
             value = tl.dot(a, tl.load(b_at), value, max_num_imprecise_acc=IMPRECISE)
             if TWICE:
-                gate = tl.dot(a, tl.load(c_at), gate, max_num_imprecise_acc=IMPRECISE)
+                other = tl.dot(a, tl.load(c_at), other, max_num_imprecise_acc=IMPRECISE)
         else:
             a = tl.load(a_at, mask=depth[None, :] < k, other=0.0)
             b = tl.load(b_at, mask=depth[:, None] < k, other=0.0)
             value = tl.dot(a, b, value, max_num_imprecise_acc=IMPRECISE)
             if TWICE:
                 c = tl.load(c_at, mask=depth[:, None] < k, other=0.0)
-                gate = tl.dot(a, c, gate, max_num_imprecise_acc=IMPRECISE)
-    return value, gate
+                other = tl.dot(a, c, other, max_num_imprecise_acc=IMPRECISE)
+    return value, other
 
 
 @triton.jit

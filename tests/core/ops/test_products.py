@@ -48,7 +48,7 @@ def wide(x: Scaled) -> Tensor:
     return x.values.double() * x.scale.double()[:, None]
 
 
-def tilings(eight_bits: bool) -> list[Any]:
+def tilings(*, eight_bits: bool, gated: bool) -> list[Any]:
     """The one that is chosen, and small ones that between them have all switches on: each takes a second to make."""
     from sdxl_core.ops.kernels.products import Tiling
 
@@ -56,8 +56,11 @@ def tilings(eight_bits: bool) -> list[Any]:
     others = [Tiling(rows, 32, depth, 4, 2, lasting=True, exact=eight_bits)]
     if INTERPRETED or torch.cuda.get_device_capability()[0] == 9:
         others.append(Tiling(rows, 32, depth, 4, 2, described=True, lasting=True))
-        others.append(Tiling(rows, 32, depth, 4, 2, described=True, exact=eight_bits))
-    return [None, *others[: 3 if INTERPRETED else 2]]
+        if INTERPRETED:
+            others.append(Tiling(rows, 32, depth, 4, 2, described=True, exact=eight_bits))
+        if not gated:
+            others.append(Tiling(rows, 32, depth, 4, 2, described=True, more=16))
+    return [None, *others]
 
 
 @pytest.mark.gpu
@@ -69,7 +72,7 @@ def test_sixteen_bits(shape: tuple[int, int, int], gated: bool) -> None:
     m, k, n = shape
     x, weight = drawn(m, k), drawn(2 * n if gated else n, k, seed=1) * k**-0.5
     bias, residual = drawn(len(weight), seed=2), None if gated else drawn(m, n, seed=3)
-    for tiling in tilings(eight_bits=False):
+    for tiling in tilings(eight_bits=False, gated=gated):
         for of in [(bias, residual), (None, None)][: 2 if INTERPRETED and tiling is None else 1]:
             out = linear(x, weight, of[0], residual=of[1], gated=gated, tiling=tiling)
             assert out.dtype == DTYPE
@@ -92,7 +95,7 @@ def test_eight_bits(shape: tuple[int, int, int], gated: bool) -> None:
         WRITTEN_OUT.quantise(drawn(2 * n if gated else n, k, seed=1) * k**-0.5),
     )
     bias, residual = drawn(len(weight.scale), seed=2), None if gated else drawn(m, n, seed=3)
-    for tiling in tilings(eight_bits=True):
+    for tiling in tilings(eight_bits=True, gated=gated):
         for of in [(bias, residual), (None, None)][: 2 if INTERPRETED and tiling is None else 1]:
             out = scaled_linear(x, weight, of[0], residual=of[1], gated=gated, tiling=tiling, dtype=DTYPE)
             assert out.dtype == DTYPE
@@ -162,7 +165,7 @@ def test_the_same_bits_at_every_run() -> None:
     from sdxl_core.ops.kernels.products import linear
 
     x, weight = drawn(2048, 1280, dtype=torch.float16), drawn(2560, 1280, dtype=torch.float16, seed=1)
-    for tiling in tilings(eight_bits=False):
+    for tiling in tilings(eight_bits=False, gated=True):
         assert torch.equal(linear(x, weight, gated=True, tiling=tiling), linear(x, weight, gated=True, tiling=tiling))
 
 
