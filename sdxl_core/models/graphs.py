@@ -133,7 +133,7 @@ class Recorded:
                 return outputs
             self._calls.move_to_end(key)
             self._take(call, fresh, lasting)
-            if call.runs == self._runs:
+            if call.recording is None and call.runs == self._runs:
                 self._make(call)
             if call.recording is None:
                 return self._run_once(call)

@@ -85,6 +85,19 @@ def test_steps_of_two_prompts_in_turn_are_those_of_the_network_bit_for_bit(engin
         assert torch.equal(out, network(*step))
 
 
+def test_a_shape_is_recorded_once(engine: Engine) -> None:
+    made: list[Tape] = []
+
+    def record(run: Callable[[], Any], beside: object) -> Tape:
+        made.append(Tape(run, beside))
+        return made[-1]
+
+    graphed = Graphed(engine.network, record)
+    for i, told in enumerate((words(1), words(1), words(2)) * 2):
+        graphed(*call(i, told))
+    assert len(made) == 1
+
+
 def test_either_side_of_what_is_told_may_change_alone(engine: Engine) -> None:
     graphed, (cat, cat_sizes), (dog, dog_sizes) = Graphed(engine.network, Tape), words(1), words(2)
     for told in ((cat, cat_sizes), (cat, cat_sizes), (dog, cat_sizes), (dog, dog_sizes), (cat, dog_sizes)):
