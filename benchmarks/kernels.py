@@ -241,7 +241,7 @@ def convs(speed: float) -> None:
             x, w = [drawn(b, c, height, width) for _ in range(sets)], drawn(out, c, 3, 3) * (9 * c) ** -0.5
             times, bias = [], drawn(out)
             for tried, given in ((False, None), (True, None), (True, bias)):
-                with torch.backends.cudnn.flags(benchmark=tried):
+                with torch.backends.cudnn.flags(enabled=True, benchmark=tried):
                     times.append(time_us(lambda i: F.conv2d(x[i], w, given, padding=1), sets))  # noqa: B023
             yield f"{b}, {c}, {height}, {width} to {out}", [*times, rate(18 * b * c * out * height * width, times[1])]
 
@@ -295,7 +295,7 @@ def upsampling(speed: float) -> None:
             x = [drawn(b, c, height, width) for _ in range(sets)]
             plain = Upsample(c).to("cuda", HALF)
             layers = [kind(plain).to(memory_format=torch.channels_last) for kind in kinds]
-            with torch.backends.cudnn.flags(benchmark=True):
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True):
                 times = [time_us(lambda i: layer(x[i]), sets) for layer in layers]  # noqa: B023
             flop = 2 * 16 * b * c * c * height * width
             yield f"{b}, {c}, {height}, {width}", [*times, rate(flop, min(us for us in times if us is not None))]
