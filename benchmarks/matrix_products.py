@@ -275,7 +275,7 @@ def tell(row: dict[str, Any]) -> None:
             print(f"  {kind:22} {entries[0]['why_not']}")
             continue
         best = timed[0]
-        others = "; ".join(f"{entry['short']} {entry['time_us']:.1f}" for entry in timed[1:3])
+        others = "; ".join(f"{entry['short']} {entry['time_us']:.1f}" for entry in timed[1:2])
         line = f"  {kind:22} {best['time_us']:7.1f} us {best['tflops']:6.0f} TFLOP/s  error {best['error']:.1e}"
         print(line + f"  {best['short']}" * bool(best["short"]) + f" ({others})" * bool(others))
 

@@ -31,7 +31,7 @@ class Benchmark:
     name: str
     title: str
     subject: Subject
-    contenders: Sequence[str] = ("ours", "ours plain", "diffusers", "diffusers compiled")
+    contenders: Sequence[str] = ("ours", "ours plain", "ours fp8", "diffusers", "diffusers compiled")
     compared: bool = True
     pictures: int = 0
 
@@ -83,7 +83,8 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> Result:
     """Measure and tell."""
     on_cuda = benchmark.subject.device.startswith("cuda")
     dtypes = args.dtype or _dtypes(on_cuda)
-    wanted = args.path or [name for name in benchmark.contenders if args.compiled or not name.endswith("compiled")]
+    left_out = ("fp8",) if args.compiled else ("fp8", "compiled")  # fp8 is run where it is named alone
+    wanted = args.path or [name for name in benchmark.contenders if not name.endswith(left_out)]
     if unknown := set(wanted) - set(benchmark.contenders):
         raise SystemExit(f"{benchmark.name}: no path {', '.join(unknown)}; there are {', '.join(benchmark.contenders)}")
     result = measure(

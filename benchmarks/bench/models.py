@@ -86,13 +86,14 @@ def prompt_of(seed: int) -> str:
 
 
 def our_engine(model: Model, contender: Contender, device: str, *parts: PartName) -> tuple[Engine, Facts]:
-    """Our model as the program runs it, or without its passes; only the parts that take part are kept."""
+    """Our model as the program runs it, without its passes, or with eight bits; only parts that take part are kept."""
     engine = load_engine(model.config, model.file, device=device, dtype=contender.dtype)
     modules = {"text": engine.conditioner, "network": engine.network, "first stage": engine.first_stage}
     facts = _facts({part: modules[part] for part in parts})
     fields = {"text": "conditioner", "network": "network", "first stage": "first_stage"}
     unused: dict[str, Any] = {field: None for part, field in fields.items() if part not in parts}
-    passed = apply_passes(engine, () if contender.name == "ours plain" else None)
+    passes = {"ours plain": (), "ours fp8": ("auto", "fp8")}.get(contender.name)
+    passed = apply_passes(engine, passes)
     return replace(passed, **unused), facts  # counted before, since packed weights are no parameters
 
 
