@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from support_kernels import add, gated, group_norm, interleave, layer_norm
 from support_networks import randn, randomized
 from torch import Tensor
 
 from sdxl_core.models.eight_bits import EightBitBlock
 from sdxl_core.models.fused import FusedSelfAttention, Remembered
-from sdxl_core.models.fused_unet import FusedTransformerBlock, NetworkKernels
+from sdxl_core.models.fused_unet import FusedTransformerBlock, NetworkKernels, added_in_place
 from sdxl_core.models.transformer import AttendMap, TransformerBlock
 from sdxl_core.ops import fp8
 from sdxl_core.ops.attention import Attention, sdpa
@@ -28,8 +29,7 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, delta_bias: Te
     return _as_it_is(F.layer_norm(x + delta_bias, x.shape[1:], weight, bias, eps))
 
 
-NO_KERNELS = NetworkKernels(*[None] * 5)  # type: ignore[arg-type]
-"""The block whose place is taken does not run any more."""
+NETWORK_KERNELS = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place)
 
 NOT_ROUNDED = Kernels(_as_it_is, lambda weight, gated: _as_it_is(weight), _norm, fp8.linear)
 """With these a block has the order of a block in eight bits, in float32."""
@@ -45,7 +45,7 @@ def plain() -> TransformerBlock:
 
 
 def in_eight_bits(plain: TransformerBlock, kernels: Kernels) -> EightBitBlock:
-    return EightBitBlock(FusedTransformerBlock(copy.deepcopy(plain), NO_KERNELS, OWED), kernels)
+    return EightBitBlock(FusedTransformerBlock(copy.deepcopy(plain), NETWORK_KERNELS, OWED), kernels)
 
 
 def whole(block: EightBitBlock, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
@@ -111,7 +111,7 @@ def test_kernels_of_a_gpu_give_what_is_written_out() -> None:
     nothing = torch.zeros(1280, device="cuda")
 
     def added(kernels: Kernels) -> Tensor:
-        block = EightBitBlock(FusedTransformerBlock(copy.deepcopy(plain), NO_KERNELS, nothing), kernels)
+        block = EightBitBlock(FusedTransformerBlock(copy.deepcopy(plain), NETWORK_KERNELS, nothing), kernels)
         return block(x, context) + block.owed[3] - x
 
     with torch.inference_mode():
