@@ -10,6 +10,7 @@ from support_networks import BASE, REFINER, randn, randomized
 from torch import Tensor, nn
 
 from sdxl_core.config import NetworkConfig
+from sdxl_core.devices import settle_arithmetic
 from sdxl_core.diffusion.touches import own_values
 from sdxl_core.models.fused import FusedSelfAttention, PhaseUpsample, Remembered
 from sdxl_core.models.fused_unet import (
@@ -165,6 +166,7 @@ def test_kernels_are_as_near_to_the_exact_function_as_the_plain_path(config: Net
     from sdxl_core.passes import network_kernels
 
     device, dtype = "cpu" if INTERPRETED else "cuda", getattr(torch, name)
+    settle_arithmetic(torch.device(device))
     with torch.device(device):
         network = UNet(config).requires_grad_(False).eval()
     draw = torch.Generator(device).manual_seed(0)
