@@ -37,13 +37,14 @@ def sets_of(set_bytes: float) -> int:
 
 def time_us(way: Way, sets: int) -> float | None:
     """Median time of one call; None where it cannot run here, which is said on stderr."""
+    own = torch.cuda.current_stream()
     try:
         side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        side.wait_stream(own)
         with torch.cuda.stream(side):
             for i in range(sets):
                 way(i)
-        torch.cuda.current_stream().wait_stream(side)
+        own.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for i in range(sets):
@@ -61,7 +62,8 @@ def time_us(way: Way, sets: int) -> float | None:
             mark.record()
         torch.cuda.synchronize()
         return median(before.elapsed_time(after) for before, after in pairwise(marks)) * 1000 / sets
-    except (RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # what a kernel cannot do here, it says in ways of its own
+        torch.cuda.set_stream(own)  # a capture that fails leaves its own
         print(f"not measured: {str(error).splitlines()[0]}", file=sys.stderr)
         return None
 

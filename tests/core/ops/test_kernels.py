@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -38,17 +39,23 @@ def silu_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, shift: Tenso
 
 # (b, c, h, w, groups, programs): the last says into how many chunks a map is cut.
 SMALL = [(1, 64, 3, 5, 32, 512), (2, 96, 9, 8, 32, 2), (2, 10, 70, 1, 2, 512), (1, 64, 20, 30, 32, 2)]
-FULL = [(2, 320, 128, 128), (2, 960, 64, 64), (2, 1920, 32, 32), (2, 2560, 32, 32), (1, 128, 512, 500), (1, 4096, 3, 3)]
+FULL = [(2, 320, 128, 128), (2, 960, 64, 64), (2, 2560, 32, 32), (1, 128, 512, 500), (1, 4096, 3, 3)]
+MAPS = [
+    *((shape, torch.float32) for shape in SMALL),
+    *(((*shape, 32, 512), torch.float16) for shape in FULL),
+    ((2, 1920, 32, 32, 32, 512), torch.bfloat16),
+]
+
+
+def here(cases: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> pytest.MarkDecorator:
+    """The cases that can be run here; each dtype of each size is another compilation."""
+    small = [(shape, dtype) for shape, dtype in cases if dtype is torch.float32 or not INTERPRETED]
+    return pytest.mark.parametrize(("shape", "dtype"), small, ids=str)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "shape", [*SMALL, *(pytest.param((*shape, 32, 512), marks=on_gpu_alone) for shape in FULL)], ids=str
-)
-def test_group_norm(
-    shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@here(MAPS)
+def test_group_norm(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     from sdxl_core.ops.kernels import norms
 
     b, c, height, width, groups, programs = shape
@@ -92,9 +99,8 @@ def test_the_bits_are_the_same_at_every_run() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(2, 10, 3, 5), (1, 320, 9, 8)], ids=str)
-def test_add(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+@here([((2, 10, 3, 5), torch.float32), ((1, 320, 9, 8), torch.float16), ((1, 320, 9, 8), torch.bfloat16)])
+def test_add(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     from sdxl_core.ops.kernels.norms import add
 
     x, y, bias = drawn(*shape, dtype=dtype), drawn(*shape, dtype=dtype, seed=1), drawn(shape[1], dtype=dtype)
@@ -106,11 +112,13 @@ def test_add(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "shape", [(5, 30), (7, 640), *(pytest.param((n, 1280), marks=on_gpu_alone) for n in (3, 2048)), (2, 8192)], ids=str
+@here(
+    [
+        *(((5, 30), torch.float32), ((7, 640), torch.float32), ((2, 8192), torch.float32)),
+        *(((2048, 1280), torch.float16), ((3, 640), torch.bfloat16)),
+    ]
 )
-def test_layer_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_layer_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     from sdxl_core.ops.kernels.norms import layer_norm
 
     m, c = shape
@@ -129,9 +137,8 @@ def test_layer_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(3, 20), (9, 1280), pytest.param((2048, 5120), marks=on_gpu_alone)], ids=str)
-def test_geglu(shape: tuple[int, int], dtype: torch.dtype) -> None:
+@here([((3, 20), torch.float32), ((9, 1280), torch.float32), ((2048, 5120), torch.float16), ((7, 64), torch.bfloat16)])
+def test_geglu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     from sdxl_core.ops.kernels.gates import geglu
 
     m, n = shape
