@@ -57,12 +57,17 @@ from sdxl_core.plan import build_plan
 from sdxl_core.presets import load_preset
 preset = load_preset(PRESET)
 plan = build_plan(preset, "a cat", seed=1); mark("plan")
+from sdxl_core.devices import resolve_device
+device = resolve_device()
+torch.empty(1, device=device); mark("open the device")
 engine = sdxl_core.engine.load_engine(preset.model, MODEL); mark("load the weights")
+from sdxl_core.passes import apply_passes
+engine = apply_passes(engine); mark("passes")
 with torch.inference_mode():
     sdxl_core.pipeline.condition(engine, [plan], uncond=True)
 mark("encode the prompt")
 for step in sdxl_core.pipeline.sample(engine, [plan]):
-    if step.index == 0: mark("first step, with the prompt encoded once more")
+    if step.index == 0: mark("first step (on CUDA two)")
 mark("the other steps")
 pictures = sdxl_core.pipeline.decode(engine, step.x); mark("decode")
 for (_, before), (name, after) in zip(marks, marks[1:]):
