@@ -20,7 +20,14 @@ from sdxl_core.errors import DeviceError
 from sdxl_core.models import autoencoder, unet
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.eight_bits import EightBitBlock
-from sdxl_core.models.fused import DecoderPhaseUpsample, FusedSelfAttention, PackedGEGLU, PhaseUpsample, Remembered
+from sdxl_core.models.fused import (
+    DecoderPhaseUpsample,
+    FusedSelfAttention,
+    PackedGEGLU,
+    PhaseUpsample,
+    Remembered,
+    keep_text,
+)
 from sdxl_core.models.fused_autoencoder import FirstStageKernels, JoinedUpsample, fuse_first_stage
 from sdxl_core.models.fused_unet import (
     FusedTransformerBlock,
@@ -148,9 +155,7 @@ def _fuse_qkv(engine: Engine) -> None:
 
 
 def _keep_text(engine: Engine) -> None:
-    for block in _transformer_blocks(engine):
-        block.attn2.to_k = Remembered(block.attn2.to_k)  # type: ignore[assignment]
-        block.attn2.to_v = Remembered(block.attn2.to_v)  # type: ignore[assignment]
+    keep_text([block.attn2 for block in _transformer_blocks(engine)])
 
 
 def _keep_labels(engine: Engine) -> None:

@@ -1,5 +1,7 @@
 """Layers that take the place of plain ones in a network that is not trained any more: the same function, less work."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,6 +60,44 @@ class Remembered(nn.Module):
         answer: Tensor | None = self._answers.get(x)  # type: ignore[no-untyped-call]
         if answer is not None:
             answer.copy_(self.layer(x))
+
+
+class TextPart(nn.Module):
+    """The keys or the values of one layer among those of all, which one product makes for a text.
+
+    Args:
+        joined: the product, of what is remembered.
+        start: first column.
+        width: columns.
+    """
+
+    def __init__(self, joined: Remembered, start: int, width: int) -> None:
+        super().__init__()
+        self.joined, self.start, self.width = joined, start, width
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Map (b, m, context_dim) to (b, m, d)."""
+        answer: Tensor = self.joined(context)
+        return answer.narrow(-1, self.start, self.width)
+
+
+def keep_text(layers: Sequence[CrossAttention]) -> None:
+    """Have the keys and values of all layers made by one matrix product, once for each text.
+
+    Args:
+        layers: plain ones, which share a context.
+    """
+    plain = [linear for layer in layers for linear in (layer.to_k, layer.to_v)]
+    weight = torch.cat([linear.weight.detach() for linear in plain])
+    with torch.device("meta"):
+        joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    joined.weight = nn.Parameter(weight, requires_grad=False)
+    remembered, start = Remembered(joined), 0
+    for layer in layers:
+        width = layer.to_k.out_features
+        layer.to_k = TextPart(remembered, start, width)  # type: ignore[assignment]
+        layer.to_v = TextPart(remembered, start + width, width)  # type: ignore[assignment]
+        start += 2 * width
 
 
 class PackedGEGLU(nn.Module):
