@@ -24,12 +24,37 @@ def geglu(h: Tensor, bias: Tensor | None) -> Tensor:
     columns = min(_COLUMNS, triton.next_power_of_2(n))
     grid = (triton.cdiv(n, columns) * triton.cdiv(m, _ROWS),)
     with torch.cuda.device_of(h):
-        _geglu[grid](h, bias, out, m, n, BIASED=bias is not None, ROWS=_ROWS, COLUMNS=columns, num_warps=4)
+        _geglu[grid](
+            h,
+            bias,
+            out,
+            m,
+            n,
+            BIASED=bias is not None,
+            EXACT=h.dtype is torch.float32,
+            ROWS=_ROWS,
+            COLUMNS=columns,
+            num_warps=4,
+        )
     return out
 
 
 @triton.jit
-def _geglu(h, bias, out, m, n, BIASED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def gelu(x):
+    """The exact GELU to 2.2e-7, in two thirds of the instructions of `tl.erf`, for which memory and matrix units wait.
+
+    The complementary error function is a polynomial of 1 / (1 + p x) by exp(-x^2) (Abramowitz and Stegun, 7.1.26),
+    here with halved coefficients: what is left of x far below zero does not cancel.
+    """
+    far = tl.abs(x) * 0.7071067811865476
+    t = tl.fdiv(1.0, 1.0 + 0.3275911 * far)
+    tail = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145))))
+    tail *= tl.exp2(far * far * -1.4426950408889634)
+    return x * tl.where(x < 0, tail, 1.0 - tail)
+
+
+@triton.jit
+def _geglu(h, bias, out, m, n, BIASED: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     blocks = tl.cdiv(n, COLUMNS)
     column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
@@ -40,5 +65,8 @@ def _geglu(h, bias, out, m, n, BIASED: tl.constexpr, ROWS: tl.constexpr, COLUMNS
     if BIASED:
         value += tl.load(bias + column, mask=column < n, other=0.0).to(tl.float32)[None, :]
         gate += tl.load(bias + n + column, mask=column < n, other=0.0).to(tl.float32)[None, :]
-    gelu = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
-    tl.store(out + start + column[None, :], (value * gelu).to(out.dtype.element_ty), mask=seen)
+    if EXACT:
+        value *= 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+    else:
+        value *= gelu(gate)
+    tl.store(out + start + column[None, :], value.to(out.dtype.element_ty), mask=seen)

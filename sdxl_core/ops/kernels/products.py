@@ -16,6 +16,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sdxl_core.ops.fp8 import Scaled
+from sdxl_core.ops.kernels.gates import gelu
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,20 +288,6 @@ def _step(
 
 
 @triton.jit
-def _gelu(x):
-    """The exact GELU to 2.2e-7, in two thirds of the instructions of `tl.erf`, which a tile has to wait for.
-
-    The complementary error function is a polynomial of 1 / (1 + p x) by exp(-x^2) (Abramowitz and Stegun, 7.1.26),
-    here with halved coefficients: what is left of x far below zero does not cancel.
-    """
-    far = tl.abs(x) * 0.7071067811865476
-    t = tl.fdiv(1.0, 1.0 + 0.3275911 * far)
-    tail = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145))))
-    tail *= tl.exp2(far * far * -1.4426950408889634)
-    return x * tl.where(x < 0, tail, 1.0 - tail)
-
-
-@triton.jit
 def _finish(
     out, value, gate, x_scale, weight_scale, bias, residual, row, column, m, n,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, GATED: tl.constexpr, WOVEN: tl.constexpr, DESCRIBED: tl.constexpr,
@@ -322,7 +309,7 @@ def _finish(
         if GATED:
             gate += tl.load(bias + n + columns, mask=in_n, other=0.0).to(tl.float32)[None, :]
     if GATED:
-        value *= _gelu(gate)
+        value *= gelu(gate)
     at = rows.to(tl.int64)[:, None] * n + columns[None, :]
     inside = in_m[:, None] & in_n[None, :]
     if residual is not None:
