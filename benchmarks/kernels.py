@@ -141,7 +141,7 @@ def group_norms(speed: float) -> None:
 
 def layer_norms(speed: float) -> None:
     from sdxl_core.ops.kernels.gates import geglu
-    from sdxl_core.ops.kernels.norms import layer_norm
+    from sdxl_core.ops.kernels.layer_norms import layer_norm
 
     def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
         for m, c in ((2048, 1280), (8192, 640)):
@@ -198,7 +198,7 @@ LINEARS = [  # (rows, in, out, calls in a guided step)
 
 
 def linears(speed: float) -> None:
-    from sdxl_core.ops.kernels.norms import layer_norm
+    from sdxl_core.ops.kernels.layer_norms import layer_norm
 
     def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
         for m, k, n, calls in LINEARS:

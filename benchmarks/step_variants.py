@@ -53,6 +53,7 @@ class Way:
         attention: of kernels; None for PyTorch's own choice.
         kernels: in the place of those that the passes take.
         search: whether cuDNN tries its algorithms first.
+        early: whether kernels are set up while the one before them ends.
     """
 
     title: str
@@ -60,6 +61,7 @@ class Way:
     attention: str | None = None
     kernels: Callable[[NetworkKernels], NetworkKernels] | None = None
     search: bool = False
+    early: bool = False
 
 
 def gated_within(kernels: NetworkKernels) -> NetworkKernels:
@@ -85,6 +87,7 @@ WAYS = [
     Way("    gate within our product", kernels=gated_within),
     Way("    residual within our product", kernels=added_within),
     Way("    cuDNN tries its algorithms", search=True),
+    Way("    norms and gates set up early", early=True),
     Way("    eight-bit products", (*ALL, "fp8")),
 ]
 
@@ -148,6 +151,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a network for a test of this script")
     args = parser.parse_args()
+    from sdxl_core.ops.kernels import early
+
     began, device = time.perf_counter(), torch.device(args.device)
     width, height = (int(side) // 8 for side in args.size.split("x"))
     dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -172,7 +177,7 @@ def main() -> None:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             try:
-                torch.backends.cudnn.benchmark = way.search
+                torch.backends.cudnn.benchmark, early.EARLY = way.search, way.early
                 network = built(plain, way, dtype)
                 run = partial(network, x, t, words, vector)
                 error = float((run().double() - exact).norm() / exact.norm())

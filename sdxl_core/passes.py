@@ -226,7 +226,8 @@ def network_kernels() -> NetworkKernels:
     """The kernels of `fused_norms` and `fused_transformer`; imports Triton."""
     from sdxl_core.ops.kernels.doubling import interleave
     from sdxl_core.ops.kernels.gates import geglu
-    from sdxl_core.ops.kernels.norms import add, group_norm, layer_norm
+    from sdxl_core.ops.kernels.layer_norms import layer_norm
+    from sdxl_core.ops.kernels.norms import add, group_norm
 
     def gated(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return geglu(F.linear(rows, weight), bias)

@@ -22,7 +22,7 @@ from sdxl_core.types import Attend
 
 
 class LayerNormKernel(Protocol):
-    """Layer norm of rows, of the sum with others; see `sdxl_core.ops.kernels.norms.layer_norm`."""
+    """Layer norm of rows, of the sum with others; see `sdxl_core.ops.kernels.layer_norms.layer_norm`."""
 
     def __call__(  # noqa: D102
         self,

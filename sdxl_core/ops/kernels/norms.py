@@ -1,12 +1,11 @@
-"""Norms with what stands before and after them, in as few passes over memory as there can be."""
+"""Group norm with what stands before and after it, and sums of maps, in as few passes over memory as there can be."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sdxl_core.ops.fp8 import FP8, Scaled
-from sdxl_core.ops.kernels.quantise import to_eight_bits
+from sdxl_core.ops.kernels.early import begun, wait
 
 _PROGRAMS = 512
 """How many programs share a group norm: four for each multiprocessor of the largest GPUs, all at work at once."""
@@ -65,6 +64,7 @@ def group_norm(
         "COLUMNS": columns,
         "GROUPS": max(_FEWEST_GROUPS, triton.next_power_of_2(together)),
         "STAGES": _STAGES,
+        **begun(x.device),
     }
     cut = rows, chunk, chunks, c, channels, groups, per_group
     grid = (blocks, chunks, b)
@@ -98,71 +98,20 @@ def add(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.channels_last)
     grid = (triton.cdiv(c, _LINE) * triton.cdiv(m, _TILE // _LINE),)
     with torch.cuda.device_of(x):
-        _add[grid](x, y, bias, out, m, c, BIASED=bias is not None, ROWS=_TILE // _LINE, COLUMNS=_LINE, num_warps=4)
-    return out
-
-
-def layer_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    *,
-    delta: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Layer norm of x + delta + delta_bias, beside that sum; costs one pass over what is given and what is made.
-
-    Args:
-        x: (m, c) in float16, bfloat16 or float32, c at most 8192.
-        weight: (c,).
-        bias: (c,).
-        eps: added to the variance.
-        delta: (m, c), or None for nothing.
-        delta_bias: (c,), or None for nothing.
-
-    Returns:
-        The sum, or x itself where there is no `delta`, whatever the bias; and the norm of the sum. Both (m, c).
-    """
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return _launch_layer_norm(x, weight, bias, eps, delta, delta_bias, out, None), out
-
-
-def layer_norm_in_eight_bits(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, delta_bias: Tensor | None = None
-) -> Scaled:
-    """Layer norm of x (m, c) + delta_bias as rows of eight-bit floats, a `sdxl_core.ops.fp8.Norm`."""
-    out = torch.empty(x.shape, dtype=FP8, device=x.device)
-    scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    _launch_layer_norm(x, weight, bias, eps, None, delta_bias, out, scale)
-    return Scaled(out, scale)
-
-
-def _launch_layer_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    delta: Tensor | None,
-    delta_bias: Tensor | None,
-    out: Tensor,
-    scale: Tensor | None,
-) -> Tensor:
-    x = x.contiguous()
-    m, c = x.shape
-    summed = x if delta is None else torch.empty_like(x)
-    if delta is not None:
-        delta = delta.contiguous()
-    columns = triton.next_power_of_2(c)
-    given = {"ADDED": delta is not None, "BIASED": delta_bias is not None, "SCALED": scale is not None}
-    with torch.cuda.device_of(x):
-        _layer_norm[(m,)](
-            *(x, delta, delta_bias, weight, bias, summed, out, scale, c, eps),
-            **given,
-            COLUMNS=columns,
-            num_warps=min(16, max(1, columns // 512)),
+        _add[grid](
+            x,
+            y,
+            bias,
+            out,
+            m,
+            c,
+            BIASED=bias is not None,
+            ROWS=_TILE // _LINE,
+            COLUMNS=_LINE,
+            num_warps=4,
+            **begun(x.device),
         )
-    return summed
+    return out
 
 
 def _groups_together(groups: int, per_group: int) -> int:
@@ -212,6 +161,7 @@ def _measure(
     COLUMNS: tl.constexpr,
     GROUPS: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Mean and sum of squared deviations of some groups in one chunk of an image.
 
@@ -226,6 +176,7 @@ def _measure(
     first = tl.program_id(1) * chunk
     count = tl.minimum(chunk, rows - first)
     x += (image.to(tl.int64) * rows + first) * c
+    wait(EARLY)
     added = _shift_of(shift, stride, image, channel, inside, SHIFTED)
 
     row = tl.arange(0, ROWS)
@@ -254,6 +205,21 @@ def _measure(
     tl.store(moments + place + 1, tl.maximum(squared, 0.0), mask=known)
 
 
+@triton.jit
+def _joined(moments, group, known, rows, chunk, chunks, per_group, CHUNKS: tl.constexpr):
+    """Mean and variance of groups over all chunks."""
+    part = tl.arange(0, CHUNKS)
+    place = moments + 2 * (group[:, None] * chunks + part[None, :])
+    seen = known[:, None] & (part < chunks)[None, :]
+    means = tl.load(place, mask=seen, other=0.0)
+    squares = tl.load(place + 1, mask=seen, other=0.0)
+    share = tl.where(part < chunks, tl.minimum(chunk, rows - part * chunk), 0).to(tl.float32) / rows
+    mean = tl.sum(means * share[None, :], axis=1)
+    distance = means - mean[:, None]
+    variance = tl.sum(squares, axis=1) / (rows * per_group) + tl.sum(distance * distance * share[None, :], axis=1)
+    return mean, variance
+
+
 @triton.jit(do_not_specialize=_ANY)
 def _normalise(
     x,
@@ -276,6 +242,7 @@ def _normalise(
     COLUMNS: tl.constexpr,
     GROUPS: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
     SILU: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
@@ -285,21 +252,16 @@ def _normalise(
     channel = tl.program_id(0) * channels + column
     image = tl.program_id(2)
 
-    part = tl.arange(0, CHUNKS)
-    place = (image * groups + tl.program_id(0) * (channels // per_group) + group)[:, None] * chunks + part[None, :]
-    known = (group < channels // per_group)[:, None] & (part < chunks)[None, :]
-    means = tl.load(moments + 2 * place, mask=known, other=0.0)
-    squares = tl.load(moments + 2 * place + 1, mask=known, other=0.0)
-    share = tl.where(part < chunks, tl.minimum(chunk, rows - part * chunk), 0).to(tl.float32) / rows
-    mean = tl.sum(means * share[None, :], axis=1)
-    distance = means - mean[:, None]
-    variance = tl.sum(squares, axis=1) / (rows * per_group) + tl.sum(distance * distance * share[None, :], axis=1)
+    wait(EARLY)
+    factor = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
+    summand = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    first_group = image * groups + tl.program_id(0) * (channels // per_group)
+    known = group < channels // per_group
+    mean, variance = _joined(moments, first_group + group, known, rows, chunk, chunks, per_group, CHUNKS)
 
     added = _shift_of(shift, stride, image, channel, inside, SHIFTED)
     origin = added - _to_channels(mean, members)
-    factor = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     factor *= _to_channels(1.0 / tl.sqrt(variance + eps), members)
-    summand = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
 
     first = tl.program_id(1) * chunk
     count = tl.minimum(chunk, rows - first)
@@ -318,53 +280,15 @@ def _normalise(
 
 
 @triton.jit
-def _add(x, y, bias, out, m, c, BIASED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _add(x, y, bias, out, m, c, BIASED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr):
     blocks = tl.cdiv(c, COLUMNS)
     channel = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     seen = (row < m)[:, None] & (channel < c)[None, :]
     place = row.to(tl.int64)[:, None] * c + channel[None, :]
+    wait(EARLY)
     value = tl.load(x + place, mask=seen, other=0.0).to(tl.float32)
     value += tl.load(y + place, mask=seen, other=0.0).to(tl.float32)
     if BIASED:
         value += tl.load(bias + channel, mask=channel < c, other=0.0).to(tl.float32)[None, :]
     tl.store(out + place, value.to(out.dtype.element_ty), mask=seen)
-
-
-@triton.jit
-def _layer_norm(
-    x,
-    delta,
-    delta_bias,
-    weight,
-    bias,
-    summed,
-    out,
-    scale,
-    c,
-    eps,
-    ADDED: tl.constexpr,
-    BIASED: tl.constexpr,
-    SCALED: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    column = tl.arange(0, COLUMNS)
-    inside = column < c
-    place = tl.program_id(0).to(tl.int64) * c + column
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    if ADDED:
-        value += tl.load(delta + place, mask=inside, other=0.0).to(tl.float32)
-    if BIASED:
-        value += tl.load(delta_bias + column, mask=inside, other=0.0).to(tl.float32)
-    if ADDED:
-        tl.store(summed + place, value.to(summed.dtype.element_ty), mask=inside)
-    mean = tl.sum(value, axis=0) / c
-    distance = tl.where(inside, value - mean, 0.0)
-    deviation = tl.sqrt(tl.sum(distance * distance, axis=0) / c + eps)
-    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    summand = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-    normed = distance / deviation * factor + summand
-    if SCALED:
-        normed, of_row = to_eight_bits(normed)
-        tl.store(scale + tl.program_id(0), of_row)
-    tl.store(out + place, normed.to(out.dtype.element_ty), mask=inside)

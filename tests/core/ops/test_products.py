@@ -130,7 +130,7 @@ def test_rows_are_rounded_as_pytorch_rounds_them(k: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("c", [64, pytest.param(1280, marks=on_gpu_alone)])
 def test_norm_in_eight_bits(c: int) -> None:
-    from sdxl_core.ops.kernels.norms import layer_norm_in_eight_bits
+    from sdxl_core.ops.kernels.layer_norms import layer_norm_in_eight_bits
 
     x, bias = drawn(9, c), 0.1 * drawn(c, seed=1)
     weight = 2.0 ** -torch.arange(c, device=DEVICE).remainder(8).to(DTYPE)
