@@ -235,7 +235,7 @@ def measure(
     with ExitStack() as stack:
         # A GPU is lent by the minute, and has the memory: the others load while the reference runs.
         early = _started(subject, groups[0], stack) if subject.device != "cpu" and not alone else {}
-        if reference is not None:
+        if reference is not None and compared != 0:
             say(f"{reference.name} in {reference.dtype}, to compare with")
             exact = _reference(subject, reference, counted[:compared])
         meter = Worker(subject.device, partial(_prepare_meter, subject.device, dtypes))
