@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sdxl_core.ops.fp8 import Scaled
 from sdxl_core.ops.kernels.products import Tiling, linear, scaled_linear
+from sdxl_core.ops.woven import weave
 
 CACHE_BYTES = 128e6  # more than twice the L2 cache of any GPU so far
 REPLAYS = 7
@@ -61,7 +62,7 @@ SHAPES = (
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One that is tried; `woven` as `sdxl_core.ops.kernels.products.weave` has it."""
+    """One that is tried; `woven` as `sdxl_core.ops.woven` has it."""
 
     kind: str
     eight_bits: bool
@@ -121,7 +122,6 @@ class Inputs:
 
 
 def inputs(shape: Shape, rows: int, dtype: torch.dtype, draw: torch.Generator) -> Inputs:
-    from sdxl_core.ops.kernels.products import weave
     from sdxl_core.ops.kernels.quantise import quantise
 
     def drawn(*size: int) -> Tensor:

@@ -24,7 +24,7 @@ from sdxl_core import passes
 from sdxl_core.config import FirstStageConfig, NetworkConfig
 from sdxl_core.engine import Engine
 from sdxl_core.models.autoencoder import AutoencoderKL
-from sdxl_core.models.fused_unet import FusedTransformerBlock, NetworkKernels
+from sdxl_core.models.fused_unet import FusedTransformerBlock, NetworkKernels, never_woven
 from sdxl_core.models.unet import UNet
 from sdxl_core.ops.attention import BACKENDS
 from sdxl_core.passes import apply_passes
@@ -64,10 +64,8 @@ class Way:
     early: bool = False
 
 
-def gated_within(kernels: NetworkKernels) -> NetworkKernels:
-    from sdxl_core.ops.kernels.products import linear
-
-    return replace(kernels, gated=partial(linear, gated=True))
+def gated_after(kernels: NetworkKernels) -> NetworkKernels:
+    return replace(kernels, woven=never_woven)
 
 
 def added_within(kernels: NetworkKernels) -> NetworkKernels:
@@ -84,7 +82,7 @@ WAYS = [
     Way("  and fused_transformer: as it is run"),
     Way("    cuDNN's attention first", attention="cudnn_first"),
     Way("    FlashAttention first", attention="flash_first"),
-    Way("    gate within our product", kernels=gated_within),
+    Way("    gate after cuBLAS", kernels=gated_after),
     Way("    residual within our product", kernels=added_within),
     Way("    cuDNN tries its algorithms", search=True),
     Way("    norms and gates set up early", early=True),

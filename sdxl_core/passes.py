@@ -228,11 +228,12 @@ def network_kernels() -> NetworkKernels:
     from sdxl_core.ops.kernels.gates import geglu
     from sdxl_core.ops.kernels.layer_norms import layer_norm
     from sdxl_core.ops.kernels.norms import add, group_norm
+    from sdxl_core.ops.kernels.products import gate_of_woven
 
     def gated(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return geglu(F.linear(rows, weight), bias)
 
-    return NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place)
+    return NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place, gate_of_woven)
 
 
 def _fuse_norms(engine: Engine) -> None:

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from sdxl_core.models.fused import FusedSelfAttention
-from sdxl_core.models.fused_unet import FusedTransformerBlock
-from sdxl_core.models.transformer import GEGLU, AttendMap, CrossAttention
+from sdxl_core.models.fused_unet import FusedGEGLU, FusedTransformerBlock
+from sdxl_core.models.transformer import AttendMap, CrossAttention
 from sdxl_core.ops.fp8 import Kernels, Scaled
 
 
@@ -53,18 +53,19 @@ class EightBitBlock(nn.Module):
         if isinstance(itself, CrossAttention):
             itself = FusedSelfAttention(itself)  # type: ignore[assignment]
         assert isinstance(itself, FusedSelfAttention)
-        assert isinstance(gate, GEGLU)
+        assert isinstance(gate, FusedGEGLU)
         self.heads, self.attention, self.words_attention = itself.heads, itself.attention, words.attention
         self.norm1, self.norm2, self.norm3 = fused.norm1, fused.norm2, fused.norm3
         self.to_qkv, self.to_out = self._in_eight_bits(itself.to_qkv), self._in_eight_bits(itself.to_out[0], owed=True)
         self.to_q, self.to_k, self.to_v = self._in_eight_bits(words.to_q), words.to_k, words.to_v
         self.words_out = self._in_eight_bits(words.to_out[0], owed=True)
-        self.inner, self.outer = self._in_eight_bits(gate.proj, gated=True), self._in_eight_bits(last, owed=True)
+        self.inner = EightBitLinear(gate.plain_weight(), gate.proj.bias, kernels, gated=True)
+        self.outer = self._in_eight_bits(last, owed=True)
         self.register_buffer("owed", fused.owed, persistent=False)
 
-    def _in_eight_bits(self, layer: nn.Module, *, owed: bool = False, gated: bool = False) -> EightBitLinear:
+    def _in_eight_bits(self, layer: nn.Module, *, owed: bool = False) -> EightBitLinear:
         assert isinstance(layer, nn.Linear)
-        return EightBitLinear(layer.weight, None if owed else layer.bias, self._kernels, gated=gated)
+        return EightBitLinear(layer.weight, None if owed else layer.bias, self._kernels)
 
     def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
         """Map (b, n, d) to the same, as `FusedTransformerBlock`."""

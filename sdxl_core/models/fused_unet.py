@@ -18,6 +18,7 @@ from sdxl_core.models.fused import FusedSelfAttention, PhaseUpsample, Remembered
 from sdxl_core.models.fused_autoencoder import Doubling, JoinedUpsample, Kernels
 from sdxl_core.models.transformer import GEGLU, AttendMap, CrossAttention, SpatialTransformer, TransformerBlock
 from sdxl_core.models.unet import ResBlock, UNet, Upsample
+from sdxl_core.ops.woven import unweave, weave
 from sdxl_core.types import Attend
 
 
@@ -36,19 +37,29 @@ class LayerNormKernel(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
+Gated = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(rows, weight, bias) -> GEGLU of the linear layer."""
+
+
+def never_woven(weight: Tensor) -> None:
+    """What a `NetworkKernels` says that has no kernel for woven weights."""
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkKernels(Kernels):
     """What is done in one pass over rows, beside what is done in one over maps.
 
     Args:
         layer_norm: with a bias that is owed to its input.
-        gated: (rows, weight, bias) -> GEGLU of the linear layer.
+        gated: of a plain weight.
         added: (x, rows, weight) -> x + rows W^T, which may be written into x.
+        woven: the same as `gated` of this weight once it is woven, or None where that gains nothing.
     """
 
     layer_norm: LayerNormKernel
-    gated: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gated: Gated
     added: Callable[[Tensor, Tensor, Tensor], Tensor]
+    woven: Callable[[Tensor], Gated | None] = never_woven
 
 
 def added_in_place(x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
@@ -123,6 +134,33 @@ class FusedResBlock(ResBlock):
         return self.kernels.add(x, h, self.bias)
 
 
+class FusedGEGLU(GEGLU):
+    """A gate made by a kernel, whose weight lies as the kernel takes it.
+
+    Args:
+        plain: the layer; its weight is woven in its place.
+        kernels: what it is made of.
+    """
+
+    def __init__(self, plain: GEGLU, kernels: NetworkKernels) -> None:
+        nn.Module.__init__(self)
+        self.proj = plain.proj
+        woven = kernels.woven(self.proj.weight)
+        self.gated, self.woven = woven or kernels.gated, woven is not None
+        if self.woven:
+            with torch.inference_mode():
+                self.proj.weight.copy_(weave(self.proj.weight))
+
+    def plain_weight(self) -> Tensor:
+        """Value above gate."""
+        weight = self.proj.weight.detach()
+        return unweave(weight) if self.woven else weight
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map (m, d_in) to (m, d_out)."""
+        return self.gated(rows, self.proj.weight, self.proj.bias)
+
+
 class FusedTransformerBlock(TransformerBlock):
     """A block whose residuals are added by its matrix products, and whose biases are owed to x.
 
@@ -147,6 +185,9 @@ class FusedTransformerBlock(TransformerBlock):
         last = self.attn1.to_out[0], self.attn2.to_out[0], self.ff.net[2]
         steps = torch.stack([owed, *(_bias(layer) for layer in last)])
         self.register_buffer("owed", steps.cumsum(0), persistent=False)
+        gate = self.ff.net[0]
+        assert isinstance(gate, GEGLU)
+        self.ff.net[0] = FusedGEGLU(gate, kernels)
 
     def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
         """Map x (b, n, d), which may be written into, to the same; all but what is `owed`."""
@@ -164,10 +205,8 @@ class FusedTransformerBlock(TransformerBlock):
         q, k, v = (_heads(part, self.attn2.heads) for part in (q, self.attn2.to_k(context), self.attn2.to_v(context)))
         rows = self._added(rows, _joined(self.attn2.attention(q, k, v)), self.attn2.to_out[0])
 
-        gate, last = self.ff.net[0], self.ff.net[2]
-        assert isinstance(gate, GEGLU)
-        h = self.kernels.gated(self._normed(self.norm3, rows, 2), gate.proj.weight, gate.proj.bias)
-        return self._added(rows, h, last).view(shape)
+        h = self.ff.net[0](self._normed(self.norm3, rows, 2))
+        return self._added(rows, h, self.ff.net[2]).view(shape)
 
     def _normed(self, norm: nn.LayerNorm, rows: Tensor, i: int) -> Tensor:
         return self.kernels.layer_norm(rows, norm.weight, norm.bias, norm.eps, delta_bias=self.owed[i])[1]

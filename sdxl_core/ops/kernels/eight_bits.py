@@ -5,8 +5,9 @@ from torch import Tensor
 
 from sdxl_core.ops.fp8 import Kernels, Scaled
 from sdxl_core.ops.kernels.layer_norms import layer_norm_in_eight_bits
-from sdxl_core.ops.kernels.products import scaled_linear, weave
+from sdxl_core.ops.kernels.products import scaled_linear
 from sdxl_core.ops.kernels.quantise import quantise
+from sdxl_core.ops.woven import weave
 
 
 def prepare(weight: Tensor, *, gated: bool) -> Scaled:

@@ -4,8 +4,9 @@ Numbers are added in float32, in one order for each tiling; nothing is added acr
 same bits as the one before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -51,8 +52,8 @@ class Tiling:
 
 _DEFAULT: Mapping[tuple[bool, bool, bool], Tiling] = MappingProxyType(
     {
-        (True, False, False): Tiling(128, 128, 64, 8, 4, described=True),
-        (True, False, True): Tiling(128, 128, 64, 8, 4, described=True),
+        (True, False, False): Tiling(128, 128, 64, 4, 3, described=True),
+        (True, False, True): Tiling(128, 128, 64, 8, 3, described=True, lasting=True),
         (True, True, False): Tiling(128, 128, 128, 8, 4, described=True),
         (True, True, True): Tiling(128, 128, 128, 8, 4, described=True),
         (False, False, False): Tiling(128, 128, 32, 8, 4),
@@ -75,6 +76,23 @@ def tiling_for(x: Tensor, n: int, *, gated: bool) -> Tiling:
     return _DEFAULT[hopper, x.itemsize == 1, gated]
 
 
+def gate_of_woven(weight: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """(rows, woven weight, bias) -> GEGLU of the linear layer, faster than a library's product and a kernel after it.
+
+    Args:
+        weight: (2 n, k) that is to be woven.
+
+    Returns:
+        None where it is not known to be faster: off Hopper GPUs, and where tiles are not whole.
+    """
+    how = _DEFAULT[True, False, True]
+    whole = weight.shape[1] % how.depth == 0 and len(weight) % (2 * how.columns) == 0
+    if not (whole and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16)):
+        return None
+    hopper = torch.cuda.get_device_capability(weight.device)[0] == 9
+    return partial(linear, gated=True, woven=True) if hopper else None
+
+
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -93,7 +111,7 @@ def linear(
         bias: (n,) or (2 n,).
         residual: (m, n), added at the end; not with `gated`.
         gated: GEGLU with the exact GELU.
-        woven: the weight is `woven`, bias and scales are not.
+        woven: the weight is woven (`sdxl_core.ops.woven`), bias and scales are not.
         tiling: None for what was found best.
 
     Returns:
@@ -115,14 +133,6 @@ def scaled_linear(
 ) -> Tensor:
     """The same of matrices in eight bits, a `sdxl_core.ops.fp8.Linear`."""
     return _launch(x.values, x.scale, weight.values, weight.scale, bias, residual, gated, woven, tiling, dtype)
-
-
-def weave(weight: Tensor) -> Tensor:
-    """Value above gate (2 n, k), n a multiple of 8, as eight rows of the one, eight of the other, and so on.
-
-    So one product makes both, of columns that are as many as the tensor cores take at best.
-    """
-    return weight.view(2, -1, 8, weight.shape[1]).transpose(0, 1).reshape(weight.shape)
 
 
 def _launch(

@@ -1,6 +1,7 @@
 """Transformer blocks in eight bits against plain ones: what is rounded, and that nothing else is different."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,14 @@ def test_without_rounding_it_is_the_plain_block(plain: TransformerBlock, passed:
         for attend in (None, swapped):
             assert relative(whole(block, X, CONTEXT, attend), plain(X, CONTEXT, attend)) < 1e-6
         assert relative(plain(X, CONTEXT, swapped), plain(X, CONTEXT)) > 1e-2
+
+
+def test_a_woven_gate_gives_the_same(plain: TransformerBlock) -> None:
+    woven = replace(NETWORK_KERNELS, woven=lambda weight: gated)
+    fused = FusedTransformerBlock(copy.deepcopy(plain), woven, OWED)
+    assert not torch.equal(fused.ff.net[0].proj.weight, plain.ff.net[0].proj.weight)
+    with torch.inference_mode():
+        assert torch.equal(EightBitBlock(fused, WRITTEN_OUT)(X, CONTEXT), in_eight_bits(plain, WRITTEN_OUT)(X, CONTEXT))
 
 
 def test_rounding_costs_hundredths_of_what_a_block_adds(plain: TransformerBlock) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,13 +16,16 @@ from sdxl_core.diffusion.touches import own_values
 from sdxl_core.models.fused import FusedSelfAttention, PhaseUpsample, Remembered
 from sdxl_core.models.fused_unet import (
     DoublingUpsample,
+    FusedGEGLU,
+    Gated,
     NetworkKernels,
     added_in_place,
     fuse_norms,
     fuse_transformers,
 )
-from sdxl_core.models.transformer import TransformerBlock
+from sdxl_core.models.transformer import GEGLU, TransformerBlock
 from sdxl_core.models.unet import UNet, Upsample
+from sdxl_core.ops.woven import unweave
 from sdxl_core.types import Touch
 
 WRITTEN_OUT = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place)
@@ -128,6 +132,30 @@ def test_the_parameters_keep_their_names_and_values() -> None:
     network = plain(BASE)
     ours = fused(network).state_dict()
     assert all(torch.equal(ours[name], value) for name, value in network.state_dict().items())
+
+
+def test_woven_gates_are_the_plain_ones_and_keep_their_memory() -> None:
+    def woven(weight: Tensor) -> Gated | None:
+        return gated_woven if len(weight) > 600 else None
+
+    def gated_woven(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return gated(rows, unweave(weight), bias)
+
+    network = plain(BASE)
+    ours = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    weights = {layer.proj.weight for layer in ours.modules() if isinstance(layer, GEGLU)}
+    fuse_transformers(ours, replace(WRITTEN_OUT, woven=woven))
+    layers = [layer for layer in ours.modules() if isinstance(layer, FusedGEGLU)]
+    assert {layer.woven for layer in layers} == {True, False}
+    assert {layer.proj.weight for layer in layers} == weights
+    given = call(BASE)
+    with torch.inference_mode():
+        assert relative(ours(*given), network(*given)) < 1e-12
+    exact = dict(network.named_modules())
+    for name, layer in ours.named_modules():
+        if isinstance(layer, FusedGEGLU):
+            assert torch.equal(layer.plain_weight(), exact[name].proj.weight)
+            assert torch.equal(layer.proj.weight, exact[name].proj.weight) != layer.woven
 
 
 def test_the_embedding_is_multiplied_once_a_call_and_kept_no_longer() -> None:

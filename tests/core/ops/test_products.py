@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdxl_core.ops.fp8 import FP8, LARGEST, WRITTEN_OUT, Scaled
+from sdxl_core.ops.woven import weave
 
 pytest.importorskip("triton")
 
@@ -67,7 +68,7 @@ def tilings(*, eight_bits: bool, gated: bool) -> list[Any]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_sixteen_bits(shape: tuple[int, int, int], gated: bool) -> None:
-    from sdxl_core.ops.kernels.products import linear, weave
+    from sdxl_core.ops.kernels.products import linear
 
     m, k, n = shape
     x, weight = drawn(m, k), drawn(2 * n if gated else n, k, seed=1) * k**-0.5
@@ -87,7 +88,7 @@ def test_sixteen_bits(shape: tuple[int, int, int], gated: bool) -> None:
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_eight_bits(shape: tuple[int, int, int], gated: bool) -> None:
     """What is left is rounding of the result, and on a Hopper GPU of sums that are kept in fewer bits."""
-    from sdxl_core.ops.kernels.products import scaled_linear, weave
+    from sdxl_core.ops.kernels.products import scaled_linear
 
     m, k, n = shape
     x, weight = (
@@ -166,7 +167,25 @@ def test_the_same_bits_at_every_run() -> None:
 
     x, weight = drawn(2048, 1280, dtype=torch.float16), drawn(2560, 1280, dtype=torch.float16, seed=1)
     for tiling in tilings(eight_bits=False, gated=True):
-        assert torch.equal(linear(x, weight, gated=True, tiling=tiling), linear(x, weight, gated=True, tiling=tiling))
+        for woven in (False, True):
+            once, again = (linear(x, weight, gated=True, woven=woven, tiling=tiling) for _ in range(2))
+            assert torch.equal(once, again)
+
+
+@pytest.mark.gpu
+@on_gpu_alone
+def test_gates_are_woven_on_a_hopper_gpu_where_tiles_are_whole() -> None:
+    from sdxl_core.ops.kernels.products import gate_of_woven
+
+    hopper = torch.cuda.get_device_capability()[0] == 9
+    for k, n, is_whole in ((1280, 5120, True), (640, 2560, True), (32, 128, False), (64, 64, False)):
+        x, weight = drawn(300, k), drawn(2 * n, k, seed=1) * k**-0.5
+        bias = drawn(2 * n, seed=2)
+        gated = gate_of_woven(weight)
+        assert (gated is not None) == (hopper and is_whole)
+        if gated is not None:
+            assert relative(gated(x, weave(weight), bias), layer(x, weight, bias, None, gated=True)) < LIMIT
+    assert gate_of_woven(drawn(10240, 1280, dtype=torch.float32)) is None
 
 
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts the interpreter")
