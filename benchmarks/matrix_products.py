@@ -5,9 +5,9 @@
 Times are medians of replayed CUDA graphs, in microseconds, on random numbers in buffers that take turns and are more
 than the L2 cache holds. Errors are relative distances from float32 on the same numbers, of the product alone where a
 residual is added. Of a gated layer (GEGLU), cuBLAS and _scaled_mm mean that product and one kernel more for bias and
-gate; a residual is added by cuBLAS, and not by _scaled_mm. For eight bits the rounding of the input is not in the time
-but beside it ("rounding"). Behind ours stands the tiling: rows x columns x depth, warps, stages, and t for tiles by the
-copy engine, l for lasting programs, x for exact sums, w for woven weights.
+gate; a residual is added by cuBLAS in place, and by no other. For eight bits the rounding of the input is not in the
+time but beside it ("rounding"). Behind ours stands the tiling: rows x columns x depth, warps, stages, t for tiles by
+the copy engine and l for lasting programs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdxl_core.ops.fp8 import Scaled
-from sdxl_core.ops.kernels.products import Tiling, linear, scaled_linear
+from sdxl_core.ops.kernels.products import Tiling, gated_linear, scaled_linear
 from sdxl_core.ops.woven import weave
 
 CACHE_BYTES = 128e6  # more than twice the L2 cache of any GPU so far
@@ -62,46 +62,32 @@ SHAPES = (
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One that is tried; `woven` as `sdxl_core.ops.woven` has it."""
+    """One that is tried."""
 
-    kind: str
+    gated: bool
     eight_bits: bool
-    woven: bool
     tiling: Tiling
 
     def __str__(self) -> str:
         how = self.tiling
-        switches = (how.described, how.lasting, how.exact, self.woven)
-        marks = "".join(mark for mark, is_so in zip("tlxw", switches, strict=True) if is_so)
-        columns = f"{how.columns}+{how.more}" if how.more else how.columns
-        return f"{how.rows}x{columns}x{how.depth}/{how.warps}/{how.stages}{marks}"
+        marks = "t" * how.described + "l" * how.lasting
+        return f"{how.rows}x{how.columns}x{how.depth}/{how.warps}/{how.stages}{marks}"
 
 
 def candidates() -> Iterator[Kernel]:
-    """In eight bits a tile of the same bytes is twice as deep."""
+    """In eight bits a tile of the same bytes is twice as deep; without a gate cuBLAS was always faster in sixteen."""
     for eight_bits in (False, True):
         deep = 128 if eight_bits else 64
-        for woven in (True, False):
-            cuts = [(128, 128, 8, 3), (128, 128, 8, 4), (128, 64, 4, 3), (256, 64, 8, 4)]
-            gated = [Tiling(rows, columns, deep, *how, described=True) for rows, columns, *how in cuts]
-            gated.append(Tiling(128, 128, deep, 8, 3, described=True, lasting=True))
-            if eight_bits:
-                gated.append(Tiling(128, 64, deep, 4, 3, described=True, exact=True))
-            else:  # in eight bits there are not the registers for it
-                gated += [Tiling(64, 128, 64, 4, 2, described=True), Tiling(64, 128, 32, 4, 4, described=True)]
-            yield from (Kernel("gated", eight_bits, woven, tiling) for tiling in gated)
-        cuts = [(128, 128, 8, 4), (128, 128, 4, 3), (128, 256, 8, 4), (256, 128, 8, 4)]
-        cuts += [(64, 256, 4, 4), (128, 64, 4, 4), (128, 64, 4, 3), (64, 128, 4, 4), (64, 64, 4, 4)]
-        others = [Tiling(rows, columns, deep, *how, described=True) for rows, columns, *how in cuts]
-        others += [Tiling(128, wide, deep, 8, 3, described=True, lasting=True) for wide in (128, 256)]
-        others += [Tiling(128, 128, deep, 8, stages, described=True, more=32) for stages in (3, 4)]
-        others.append(Tiling(128, 128, deep, 8, 3, described=True, lasting=True, more=32))
-        if eight_bits:
-            others += [Tiling(128, wide, deep, wide // 16, 3, described=True, exact=True) for wide in (64, 128)]
-        else:
-            others.append(Tiling(128, 128, deep, 8, 3))
-        for kind in ("plain", "added"):
-            yield from (Kernel(kind, eight_bits, False, tiling) for tiling in others)
+        cuts = [(128, 128, 8, 3), (128, 128, 8, 4), (128, 64, 4, 3), (256, 64, 8, 4)]
+        tilings = [Tiling(rows, columns, deep, *how, described=True) for rows, columns, *how in cuts]
+        tilings += [Tiling(128, 128, deep, 8, stages, described=True, lasting=True) for stages in (3, 4)]
+        yield from (Kernel(True, eight_bits, tiling) for tiling in tilings)
+    cuts = [(128, 128, 4, 3), (128, 64, 4, 3), (128, 64, 4, 4), (64, 128, 4, 4), (64, 256, 4, 4), (256, 128, 8, 4)]
+    tilings = [Tiling(rows, columns, 128, *how, described=True) for rows, columns, *how in cuts]
+    tilings += [
+        Tiling(128, wide, 128, 8, stages, described=True, lasting=True) for wide, stages in ((128, 4), (256, 3))
+    ]
+    yield from (Kernel(False, True, tiling) for tiling in tilings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +130,13 @@ def in_float32(shape: Shape, given: Inputs) -> Tensor:
 
 
 def by_kernel(kernel: Kernel) -> Callable[[Inputs], Tensor]:
+    """A residual is left to what follows."""
+
     def run(given: Inputs) -> Tensor:
-        how = {"gated": kernel.kind == "gated", "woven": kernel.woven, "tiling": kernel.tiling}
-        if kernel.eight_bits:
-            weight8 = given.woven8 if kernel.woven else given.weight8
-            return scaled_linear(given.x8, weight8, given.bias, residual=given.residual, dtype=given.x.dtype, **how)
-        weight = given.woven if kernel.woven else given.weight
-        return linear(given.x, weight, given.bias, residual=given.residual, **how)
+        if not kernel.eight_bits:
+            return gated_linear(given.x, given.woven, given.bias, kernel.tiling)
+        weight, dtype = given.woven8 if kernel.gated else given.weight8, given.x.dtype
+        return scaled_linear(given.x8, weight, given.bias, gated=kernel.gated, tiling=kernel.tiling, dtype=dtype)
 
     return run
 
@@ -208,7 +194,7 @@ def compile_one(task: tuple[Kernel, str]) -> str | None:
     """Leave a kernel in Triton's cache; in a process of its own."""
     kernel, dtype = task
     try:
-        shape = Shape("", kernel.kind, 128, 256, (256,))
+        shape = Shape("", "gated" if kernel.gated else "plain", 128, 256, (256,))
         given = inputs(shape, 256, getattr(torch, dtype), torch.Generator("cuda").manual_seed(0))
         by_kernel(kernel)(given)
         torch.cuda.synchronize()
@@ -226,7 +212,7 @@ def compile_all(dtype: str, workers: int) -> list[Kernel]:
         failed = list(pool.map(compile_one, ((kernel, dtype) for kernel in kernels)))
     for kernel, reason in zip(kernels, failed, strict=True):
         if reason is not None:
-            print(f"cannot be had: {kernel.kind}, {8 if kernel.eight_bits else 16} bit, {kernel}: {reason}")
+            print(f"cannot be had: {8 if kernel.eight_bits else 16} bit, {kernel}: {reason}")
     print(f"{len(kernels)} kernels in {time.perf_counter() - began:.1f} s")
     return [kernel for kernel, reason in zip(kernels, failed, strict=True) if reason is None]
 
@@ -256,9 +242,8 @@ def measure(shape: Shape, rows: int, dtype: torch.dtype, kernels: Sequence[Kerne
 
     take("cuBLAS", by_library)
     for kernel in kernels:
-        if kernel.kind == shape.kind:
-            marks = " in 8 bit" * kernel.eight_bits + ", exact" * kernel.tiling.exact + ", woven" * kernel.woven
-            take("ours" + marks, by_kernel(kernel), kernel)
+        if kernel.gated == (shape.kind == "gated"):
+            take("ours in 8 bit" if kernel.eight_bits else "ours", by_kernel(kernel), kernel, of_product)
     take("_scaled_mm", by_scaled_mm(fast=False), against=of_product)
     take("_scaled_mm, fast", by_scaled_mm(fast=True), against=of_product)
     rounding = microseconds(lambda given: quantise(given.x), sets)

@@ -68,12 +68,6 @@ def gated_after(kernels: NetworkKernels) -> NetworkKernels:
     return replace(kernels, woven=never_woven)
 
 
-def added_within(kernels: NetworkKernels) -> NetworkKernels:
-    from sdxl_core.ops.kernels.products import linear
-
-    return replace(kernels, added=lambda x, rows, weight: linear(rows, weight, residual=x))
-
-
 WAYS = [
     Way("plain", ()),
     Way("passes for any device", EARLIER),
@@ -83,7 +77,6 @@ WAYS = [
     Way("    cuDNN's attention first", attention="cudnn_first"),
     Way("    FlashAttention first", attention="flash_first"),
     Way("    gate after cuBLAS", kernels=gated_after),
-    Way("    residual within our product", kernels=added_within),
     Way("    cuDNN tries its algorithms", search=True),
     Way("    norms and gates set up early", early=True),
     Way("    eight-bit products", (*ALL, "fp8")),

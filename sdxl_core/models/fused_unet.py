@@ -194,19 +194,25 @@ class FusedTransformerBlock(TransformerBlock):
         shape = x.shape
         rows = x.view(-1, shape[2])
 
-        h = self._normed(self.norm1, rows, 0).view(shape)
-        q, k, v = _self_parts(self.attn1, h)
+        q, k, v = self._self_parts(rows, shape)
         kernel = self.attn1.attention
         attended = kernel(q, k, v) if attend is None else attend(kernel, q, k, v)
         rows = self._added(rows, _joined(attended), self.attn1.to_out[0])
 
-        h = self._normed(self.norm2, rows, 1)
-        q = F.linear(h, self.attn2.to_q.weight).view(shape)
+        q = self._query(rows).view(shape)
         q, k, v = (_heads(part, self.attn2.heads) for part in (q, self.attn2.to_k(context), self.attn2.to_v(context)))
         rows = self._added(rows, _joined(self.attn2.attention(q, k, v)), self.attn2.to_out[0])
+        return self._added(rows, self._gated(rows), self.ff.net[2]).view(shape)
 
-        h = self.ff.net[0](self._normed(self.norm3, rows, 2))
-        return self._added(rows, h, self.ff.net[2]).view(shape)
+    def _self_parts(self, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+        return _self_parts(self.attn1, self._normed(self.norm1, rows, 0).view(shape))
+
+    def _query(self, rows: Tensor) -> Tensor:
+        return F.linear(self._normed(self.norm2, rows, 1), self.attn2.to_q.weight)
+
+    def _gated(self, rows: Tensor) -> Tensor:
+        out: Tensor = self.ff.net[0](self._normed(self.norm3, rows, 2))
+        return out
 
     def _normed(self, norm: nn.LayerNorm, rows: Tensor, i: int) -> Tensor:
         return self.kernels.layer_norm(rows, norm.weight, norm.bias, norm.eps, delta_bias=self.owed[i])[1]

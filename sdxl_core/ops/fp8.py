@@ -32,12 +32,6 @@ class Scaled(NamedTuple):
     scale: Tensor
 
 
-class Quantise(Protocol):
-    """The rows of x (m, k) in eight bits; a row with a NaN or an infinity gives NaN wherever it is multiplied."""
-
-    def __call__(self, x: Tensor) -> Scaled: ...  # noqa: D102
-
-
 class Prepare(Protocol):
     """A weight (n, k) in eight bits, in whatever order of the rows the `Linear` beside it takes."""
 
@@ -53,26 +47,18 @@ class Norm(Protocol):
 
 
 class Linear(Protocol):
-    """A linear layer, with a GELU gate or a residual: x W^T + b + residual, or (x V^T + b) gelu(x G^T + c).
+    """A linear layer: x W^T + b, or with a gate (x V^T + b) gelu(x G^T + c), with the exact GELU.
 
     Args:
         x: (m, k).
         weight: (n, k), or with `gated` (2 n, k), value above gate, made by the `Prepare` beside it.
         bias: (n,) or (2 n,).
-        residual: (m, n), added at the end; not with `gated`.
-        gated: GEGLU with the exact GELU.
+        gated: there is a gate.
         dtype: of the result, (m, n).
     """
 
     def __call__(  # noqa: D102
-        self,
-        x: Scaled,
-        weight: Scaled,
-        bias: Tensor | None = None,
-        *,
-        residual: Tensor | None = None,
-        gated: bool = False,
-        dtype: torch.dtype,
+        self, x: Scaled, weight: Scaled, bias: Tensor | None = None, *, gated: bool = False, dtype: torch.dtype
     ) -> Tensor: ...
 
 
@@ -80,14 +66,13 @@ class Linear(Protocol):
 class Kernels:
     """One way to compute in eight bits."""
 
-    quantise: Quantise
     prepare: Prepare
     norm: Norm
     linear: Linear
 
 
 def quantise(x: Tensor) -> Scaled:
-    """See `Quantise`."""
+    """The rows of x (m, k) in eight bits; a row with a NaN or an infinity gives NaN wherever it is multiplied."""
     wide = x.float()
     largest = wide.abs().amax(1, keepdim=True).clamp(min=SMALLEST_LARGEST)
     return Scaled((wide * (LARGEST / largest)).to(FP8), (largest / LARGEST).squeeze(1))
@@ -104,15 +89,7 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, delta_bias: Ten
     return quantise(F.layer_norm(whole, x.shape[1:], weight.float(), bias.float(), eps))
 
 
-def linear(
-    x: Scaled,
-    weight: Scaled,
-    bias: Tensor | None = None,
-    *,
-    residual: Tensor | None = None,
-    gated: bool = False,
-    dtype: torch.dtype,
-) -> Tensor:
+def linear(x: Scaled, weight: Scaled, bias: Tensor | None = None, *, gated: bool = False, dtype: torch.dtype) -> Tensor:
     """See `Linear`."""
     out = (x.values.float() @ weight.values.float().t()) * x.scale[:, None] * weight.scale
     if bias is not None:
@@ -120,7 +97,7 @@ def linear(
     if gated:
         value, gate = out.chunk(2, dim=1)
         out = value * F.gelu(gate)
-    return (out if residual is None else out + residual.float()).to(dtype)
+    return out.to(dtype)
 
 
-WRITTEN_OUT = Kernels(quantise, prepare, norm, linear)
+WRITTEN_OUT = Kernels(prepare, norm, linear)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support_tiny import CPU_PASSES, tiny_config, write_tiny_checkpoint
+from support_tiny import CPU_PASSES, CUDA_PASSES, tiny_config, write_tiny_checkpoint
 from torch import Tensor
 
 from sdxl_core.engine import Engine, load_engine
@@ -159,7 +159,7 @@ def test_what_was_made_stands_in_the_record(load: Load) -> None:
     assert Plan.from_json(stamped.to_json()) == stamped
 
 
-@pytest.mark.parametrize("name", ["channels_last", "fused_norms", "fused_transformer", "fp8", "cuda_graph"])
+@pytest.mark.parametrize("name", sorted(CUDA_PASSES - {"safe_half", "fused_first_stage"}))
 def test_what_is_for_a_gpu_needs_one(load: Load, name: str) -> None:
     assert name not in apply_passes(load("float32")).passes
     with pytest.raises(DeviceError, match=f"{name} cannot be made: it (gains nothing on the CPU|needs a CUDA device)"):
@@ -201,7 +201,7 @@ def test_eight_bits_stay_near_and_hold_less(tmp_path: Path, monkeypatch: pytest.
     assert "fp8" in fast.passes
     exact = latents(loaded("float32"), plan())
     near = relative(latents(apply_passes(loaded("float16")), plan()), exact)
-    assert near < relative(latents(fast, plan()), exact) < 0.2
+    assert near < relative(latents(fast, plan()), exact) < 0.3
 
 
 @pytest.mark.gpu

@@ -1,6 +1,5 @@
 """The kernels that compute in eight bits, together."""
 
-import torch
 from torch import Tensor
 
 from sdxl_core.ops.fp8 import Kernels, Scaled
@@ -16,17 +15,4 @@ def prepare(weight: Tensor, *, gated: bool) -> Scaled:
     return Scaled(weave(scaled.values), scaled.scale) if gated else scaled
 
 
-def linear(
-    x: Scaled,
-    weight: Scaled,
-    bias: Tensor | None = None,
-    *,
-    residual: Tensor | None = None,
-    gated: bool = False,
-    dtype: torch.dtype,
-) -> Tensor:
-    """A `sdxl_core.ops.fp8.Linear`."""
-    return scaled_linear(x, weight, bias, residual=residual, gated=gated, woven=gated, dtype=dtype)
-
-
-TRITON = Kernels(quantise, prepare, layer_norm_in_eight_bits, linear)
+TRITON = Kernels(prepare, layer_norm_in_eight_bits, scaled_linear)

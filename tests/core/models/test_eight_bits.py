@@ -32,7 +32,7 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, delta_bias: Te
 
 NETWORK_KERNELS = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place)
 
-NOT_ROUNDED = Kernels(_as_it_is, lambda weight, gated: _as_it_is(weight), _norm, fp8.linear)
+NOT_ROUNDED = Kernels(lambda weight, gated: _as_it_is(weight), _norm, fp8.linear)
 """With these a block has the order of a block in eight bits, in float32."""
 
 
@@ -105,14 +105,14 @@ def test_weights_take_a_byte_and_results_keep_their_dtype(plain: TransformerBloc
     with torch.inference_mode():
         assert block(X.to(dtype), CONTEXT.to(dtype)).dtype == dtype
     stored = [buffer for buffer in block.buffers() if buffer.dtype == FP8]
-    assert sum(buffer.numel() for buffer in stored) == 18 * 64 * 64  # 3 + 1 + 1 + 1 in attention, 8 + 4 after it
+    assert sum(buffer.numel() for buffer in stored) == 12 * 64 * 64  # 3 + 1 of attention, 8 after it
     kept = sum(parameter.numel() for parameter in block.parameters())
-    assert kept == 2 * 48 * 64 + 6 * 64 + 8 * 64  # keys and values of the words, norms, the gate's bias
+    # Keys and values of the words, what adds to x, norms, biases.
+    assert kept == 2 * 48 * 64 + (1 + 1 + 4) * 64 * 64 + 6 * 64 + (3 + 8) * 64
 
 
 @pytest.mark.gpu
 def test_kernels_of_a_gpu_give_what_is_written_out() -> None:
-    """To what rounding makes of values that differ in their last bits, and far less than rounding itself does."""
     from sdxl_core.ops.kernels.eight_bits import TRITON
 
     plain = randomized(TransformerBlock(1280, 2048, 20, sdpa)).requires_grad_(False).to("cuda", torch.float16)
@@ -126,5 +126,7 @@ def test_kernels_of_a_gpu_give_what_is_written_out() -> None:
     with torch.inference_mode():
         ours, expected = added(TRITON), added(WRITTEN_OUT)
         exact = plain.float()(x.float(), context.float()) - x
+    # Values that differ in their last bit may be rounded to different neighbours: both are as near, in other places.
     assert 0.01 < relative(expected, exact) < 0.1
-    assert relative(ours, expected) < 0.4 * relative(expected, exact)
+    assert relative(ours, exact) < 1.2 * relative(expected, exact)
+    assert relative(ours, expected) < relative(expected, exact)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdxl_core.ops import fp8
 from sdxl_core.ops.fp8 import FP8, LARGEST, WRITTEN_OUT, Scaled
 from sdxl_core.ops.woven import weave
 
@@ -35,52 +36,43 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-def layer(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gated: bool) -> Tensor:
+def layer(x: Tensor, weight: Tensor, bias: Tensor | None, *, gated: bool) -> Tensor:
     out = x.double() @ weight.double().t()
     if bias is not None:
         out = out + bias.double()
     if gated:
         value, gate = out.chunk(2, 1)
         out = value * F.gelu(gate)
-    return out if residual is None else out + residual.double()
+    return out
 
 
 def wide(x: Scaled) -> Tensor:
     return x.values.double() * x.scale.double()[:, None]
 
 
-def tilings(*, eight_bits: bool, gated: bool) -> list[Any]:
+def tilings() -> list[Any]:
     """The one that is chosen, and small ones that between them have all switches on: each takes a second to make."""
     from sdxl_core.ops.kernels.products import Tiling
 
     rows, depth = (16, 32) if INTERPRETED else (64, 64)
-    others = [Tiling(rows, 32, depth, 4, 2, lasting=True, exact=eight_bits)]
+    others = [Tiling(rows, 32, depth, 4, 2, lasting=True)]
     if INTERPRETED or torch.cuda.get_device_capability()[0] == 9:
-        others.append(Tiling(rows, 32, depth, 4, 2, described=True, lasting=True))
-        if INTERPRETED:
-            others.append(Tiling(rows, 32, depth, 4, 2, described=True, exact=eight_bits))
-        if not gated:
-            others.append(Tiling(rows, 32, depth, 4, 2, described=True, more=16))
+        others += [Tiling(rows, 32, depth, 4, 2, described=True, lasting=lasting) for lasting in (False, True)]
     return [None, *others]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-def test_sixteen_bits(shape: tuple[int, int, int], gated: bool) -> None:
-    from sdxl_core.ops.kernels.products import linear
+def test_gated_in_sixteen_bits(shape: tuple[int, int, int]) -> None:
+    from sdxl_core.ops.kernels.products import gated_linear
 
     m, k, n = shape
-    x, weight = drawn(m, k), drawn(2 * n if gated else n, k, seed=1) * k**-0.5
-    bias, residual = drawn(len(weight), seed=2), None if gated else drawn(m, n, seed=3)
-    for tiling in tilings(eight_bits=False, gated=gated):
-        for of in [(bias, residual), (None, None)][: 2 if INTERPRETED and tiling is None else 1]:
-            out = linear(x, weight, of[0], residual=of[1], gated=gated, tiling=tiling)
-            assert out.dtype == DTYPE
-            assert relative(out, layer(x, weight, *of, gated)) < LIMIT, tiling
-        if gated:
-            woven = linear(x, weave(weight), bias, gated=True, woven=True, tiling=tiling)
-            assert relative(woven, layer(x, weight, bias, None, gated)) < LIMIT, tiling
+    x, weight, bias = drawn(m, k), drawn(2 * n, k, seed=1) * k**-0.5, drawn(2 * n, seed=2)
+    for tiling in tilings():
+        out = gated_linear(x, weave(weight), bias, tiling)
+        assert out.dtype == DTYPE
+        assert relative(out, layer(x, weight, bias, gated=True)) < LIMIT, tiling
+    assert relative(gated_linear(x, weave(weight), None), layer(x, weight, None, gated=True)) < LIMIT
 
 
 @pytest.mark.gpu
@@ -91,21 +83,13 @@ def test_eight_bits(shape: tuple[int, int, int], gated: bool) -> None:
     from sdxl_core.ops.kernels.products import scaled_linear
 
     m, k, n = shape
-    x, weight = (
-        WRITTEN_OUT.quantise(drawn(m, k)),
-        WRITTEN_OUT.quantise(drawn(2 * n if gated else n, k, seed=1) * k**-0.5),
-    )
-    bias, residual = drawn(len(weight.scale), seed=2), None if gated else drawn(m, n, seed=3)
-    for tiling in tilings(eight_bits=True, gated=gated):
-        for of in [(bias, residual), (None, None)][: 2 if INTERPRETED and tiling is None else 1]:
-            out = scaled_linear(x, weight, of[0], residual=of[1], gated=gated, tiling=tiling, dtype=DTYPE)
-            assert out.dtype == DTYPE
-            limit = LIMIT if INTERPRETED else 5e-3
-            assert relative(out, layer(wide(x), wide(weight), *of, gated)) < limit, tiling
-        if gated:
-            given = Scaled(weave(weight.values), weight.scale)
-            woven = scaled_linear(x, given, bias, gated=True, woven=True, tiling=tiling, dtype=DTYPE)
-            assert relative(woven, layer(wide(x), wide(weight), bias, None, gated)) < limit, tiling
+    x, weight = fp8.quantise(drawn(m, k)), fp8.quantise(drawn(2 * n if gated else n, k, seed=1) * k**-0.5)
+    given = Scaled(weave(weight.values), weight.scale) if gated else weight
+    bias, limit = drawn(len(given.scale), seed=2) if gated else None, LIMIT if INTERPRETED else 5e-3
+    for tiling in tilings():
+        out = scaled_linear(x, given, bias, gated=gated, tiling=tiling, dtype=DTYPE)
+        assert out.dtype == DTYPE
+        assert relative(out, layer(wide(x), wide(weight), bias, gated=gated)) < limit, tiling
 
 
 @pytest.mark.gpu
@@ -120,7 +104,7 @@ def test_rows_are_rounded_as_pytorch_rounds_them(k: int) -> None:
         x *= 2.0 ** torch.arange(-8, 8)[:, None]
     x[3] = 0.0
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        rounded, expected = quantise(x.to(dtype)), WRITTEN_OUT.quantise(x.to(dtype))
+        rounded, expected = quantise(x.to(dtype)), fp8.quantise(x.to(dtype))
         assert torch.equal(rounded.scale, expected.scale)
         differ = (rounded.values.float() - expected.values.float()).abs()
         # A quotient that is rounded otherwise in its last bit may fall to the other side of a tie, and no further.
@@ -152,7 +136,7 @@ def test_a_row_with_a_nan_or_an_infinity_gives_nan_and_no_other_does() -> None:
     from sdxl_core.ops.kernels.products import scaled_linear
     from sdxl_core.ops.kernels.quantise import quantise
 
-    x, weight = drawn(130, 256, dtype=torch.float16), WRITTEN_OUT.quantise(drawn(64, 256, dtype=torch.float16, seed=1))
+    x, weight = drawn(130, 256, dtype=torch.float16), fp8.quantise(drawn(64, 256, dtype=torch.float16, seed=1))
     x[1, 3], x[2, 5], x[3, 7] = torch.inf, -torch.inf, torch.nan
     out = scaled_linear(quantise(x), weight, dtype=torch.float16)
     assert out[1:4].isnan().all()
@@ -163,13 +147,11 @@ def test_a_row_with_a_nan_or_an_infinity_gives_nan_and_no_other_does() -> None:
 @pytest.mark.gpu
 @on_gpu_alone
 def test_the_same_bits_at_every_run() -> None:
-    from sdxl_core.ops.kernels.products import linear
+    from sdxl_core.ops.kernels.products import gated_linear
 
-    x, weight = drawn(2048, 1280, dtype=torch.float16), drawn(2560, 1280, dtype=torch.float16, seed=1)
-    for tiling in tilings(eight_bits=False, gated=True):
-        for woven in (False, True):
-            once, again = (linear(x, weight, gated=True, woven=woven, tiling=tiling) for _ in range(2))
-            assert torch.equal(once, again)
+    x, weight, bias = drawn(2048, 1280), drawn(2560, 1280, seed=1), drawn(2560, seed=2)
+    for tiling in tilings():
+        assert torch.equal(gated_linear(x, weight, bias, tiling), gated_linear(x, weight, bias, tiling))
 
 
 @pytest.mark.gpu
@@ -184,7 +166,7 @@ def test_gates_are_woven_on_a_hopper_gpu_where_tiles_are_whole() -> None:
         gated = gate_of_woven(weight)
         assert (gated is not None) == (hopper and is_whole)
         if gated is not None:
-            assert relative(gated(x, weave(weight), bias), layer(x, weight, bias, None, gated=True)) < LIMIT
+            assert relative(gated(x, weave(weight), bias), layer(x, weight, bias, gated=True)) < LIMIT
     assert gate_of_woven(drawn(10240, 1280, dtype=torch.float32)) is None
 
 
