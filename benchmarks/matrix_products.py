@@ -81,6 +81,7 @@ def candidates() -> Iterator[Kernel]:
         cuts = [(128, 128, 8, 3), (128, 128, 8, 4), (128, 64, 4, 3), (256, 64, 8, 4)]
         tilings = [Tiling(rows, columns, deep, *how, described=True) for rows, columns, *how in cuts]
         tilings += [Tiling(128, 128, deep, 8, stages, described=True, lasting=True) for stages in (3, 4)]
+        tilings.append(Tiling(128, 128, 2 * deep, 8, 2, described=True, lasting=True))
         yield from (Kernel(True, eight_bits, tiling) for tiling in tilings)
     cuts = [(128, 128, 4, 3), (128, 64, 4, 3), (128, 64, 4, 4), (64, 128, 4, 4), (64, 256, 4, 4), (256, 128, 8, 4)]
     tilings = [Tiling(rows, columns, 128, *how, described=True) for rows, columns, *how in cuts]

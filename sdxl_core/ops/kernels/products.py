@@ -52,7 +52,7 @@ _HOPPER: Mapping[tuple[bool, bool], Tiling] = MappingProxyType(
 """By whether the numbers have eight bits and there is a gate: what was fastest on an H100 at all of SDXL's sizes."""
 
 _HOPPER_NARROW = Tiling(128, 64, 128, 4, 3, described=True)
-"""Eight bits without a gate, where tiles of 256 columns are fewer than twice the multiprocessors of an H100."""
+"""Eight bits without a gate, where tiles of 256 columns are too few for an H100, or too much of the last is empty."""
 
 _OTHER: Mapping[tuple[bool, bool], Tiling] = MappingProxyType(
     {
@@ -74,7 +74,7 @@ def tiling_for(m: int, n: int, x: Tensor, *, gated: bool) -> Tiling:
     eight_bits, pitch = x.itemsize == 1, x.shape[1] * x.itemsize
     if torch.cuda.get_device_capability(x.device)[0] != 9 or pitch % 16 or n % 8:
         return _OTHER[eight_bits, gated]
-    if not gated and triton.cdiv(m, 128) * triton.cdiv(n, 256) < 200:
+    if not gated and (n < 1024 or triton.cdiv(m, 128) * triton.cdiv(n, 256) < 200):
         return _HOPPER_NARROW
     return _HOPPER[eight_bits, gated]
 
