@@ -151,7 +151,7 @@ def _launch(
             DEPTH=how.depth,
             DESCRIBED=how.described,
             LASTING=how.lasting,
-            EVEN=k % how.depth == 0,
+            EVEN=how.described or k % how.depth == 0,
             num_warps=how.warps,
             num_stages=how.stages,
         )
