@@ -54,6 +54,18 @@ def warn_of_levels(plan: Plan, model: ModelConfig, refiner: ModelConfig | None, 
         console.warn(f"{told}: {less if plan.switch() is None else later}")
 
 
+def warn_of_resizing(plan: Plan, console: Console) -> None:
+    """Outside a mask every byte stays, unless the whole picture has to be brought to another size first."""
+    source = plan.source
+    if source is None or not source.repaints_a_part or source.how.mask.only or source.canvas_size == plan.size:
+        return
+    (height, width), (h, w) = source.canvas_size, plan.size
+    console.warn(
+        f"{source.picture.name} is resized from {width}x{height} to {w}x{h}, so that what is not repainted "
+        "changes too: try --only-masked, which leaves it byte for byte"
+    )
+
+
 def _beyond(model: ModelConfig, walked: Sequence[float]) -> tuple[str, float] | None:
     """That a walk begins above what a model was trained on, and the share of its steps that do not; None if all are."""
     if model.lowest_levels is None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sdxl_cli.cautions import warn_of_guidance, warn_of_levels, warn_of_lost_words
+from sdxl_cli.cautions import warn_of_guidance, warn_of_levels, warn_of_lost_words, warn_of_resizing
 from sdxl_cli.console import Console, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.options import (
@@ -353,6 +353,7 @@ def _plans(
             warn_of_levels(first, preset.model, None if refiner is None else refiner.preset.model, console)
         if start is not None:
             warn_of_size(first, preset.model, console)
+            warn_of_resizing(first, console)
         plans += [(plan, start) for plan in first.pictures(flags.count)]
     if flags.seed is None and not flags.print_config:
         console.note(f"seed {seed}")

@@ -60,3 +60,18 @@ def test_within_it_nothing_is_said(told: Sdxl, argv: str) -> None:
 def test_the_published_refiner_has_the_same_limit(told: Sdxl) -> None:
     result = told("gen", "x", "--preset", "sdxl-base-1.0", "--refine", "share@0.7")
     assert f"sdxl-refiner-1.0 {KNOWN}" in result.err
+
+
+@pytest.mark.parametrize(
+    ("side", "more", "warned"),
+    [(60, "", True), (64, "", False), (60, "--only-masked", False), (64, "--size 128x128", True)],
+)
+def test_a_masked_picture_that_has_to_be_resized_whole(sdxl: Sdxl, side: int, more: str, warned: bool) -> None:
+    Image.new("RGB", (side, 64), "red").save("red.png")
+    mask = Image.new("L", (side, 64))
+    mask.paste(255, (0, 0, 30, 30))
+    mask.save("mask.png")
+    flags = ["--seed", 1, "--device", "cpu", "--dry-run"]
+    result = sdxl("img2img", "red.png", "x", "--mask", "mask.png", *more.split(), *flags)
+    assert result.code == 0
+    assert ("so that what is not repainted changes too: try --only-masked" in result.err) == warned
