@@ -163,3 +163,30 @@ def test_the_shell_completes_values(sdxl: Sdxl, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
     assert offered in sdxl().out.split()
+
+
+LEAVING = """
+import atexit, sys
+import sdxl_cli.__main__
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+kept = Kept()
+if len(sys.argv) > 3:
+    sys.modules["torch"] = sys
+atexit.register(print, "last words")
+sys.argv = sys.argv[:3]
+sdxl_cli.__main__.main()
+"""
+
+
+@pytest.mark.parametrize(("wanted", "loaded", "code"), [("list", False, 0), ("list", True, 0), ("lost", True, 2)])
+def test_a_run_that_is_done_with_torch_ends_at_once(wanted: str, loaded: bool, code: int) -> None:
+    command = [sys.executable, "-c", LEAVING, "presets", wanted, *(["torch"] if loaded else [])]
+    ended = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ("micro" in ended.stdout) is (code == 0)
+    assert "last words" in ended.stdout
+    assert ("taken apart" in ended.stdout) is not (loaded and code == 0)
