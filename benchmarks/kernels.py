@@ -328,7 +328,7 @@ def norm_cuts(speed: float) -> None:
     table("Group norm, SiLU: programs x stages", [f"{programs} x {stages}" for programs, stages in CUTS], rows())
 
 
-CUTS = [(256, 3), (512, 1), (512, 3), (1024, 1), (1024, 3)]
+CUTS = [(128, 3), (256, 1), (256, 3), (512, 3), (1024, 3)]
 
 TOPICS = {
     "group_norms": group_norms,

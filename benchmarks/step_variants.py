@@ -53,7 +53,6 @@ class Way:
         attention: of kernels; None for PyTorch's own choice.
         kernels: in the place of those that the passes take.
         search: whether cuDNN tries its algorithms first.
-        early: whether kernels are set up while the one before them ends.
     """
 
     title: str
@@ -61,7 +60,6 @@ class Way:
     attention: str | None = None
     kernels: Callable[[NetworkKernels], NetworkKernels] | None = None
     search: bool = False
-    early: bool = False
 
 
 def gated_after(kernels: NetworkKernels) -> NetworkKernels:
@@ -78,7 +76,6 @@ WAYS = [
     Way("    FlashAttention first", attention="flash_first"),
     Way("    gate after cuBLAS", kernels=gated_after),
     Way("    cuDNN tries its algorithms", search=True),
-    Way("    norms and gates set up early", early=True),
     Way("    eight-bit products", (*ALL, "fp8")),
 ]
 
@@ -142,8 +139,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a network for a test of this script")
     args = parser.parse_args()
-    from sdxl_core.ops.kernels import early
-
     began, device = time.perf_counter(), torch.device(args.device)
     width, height = (int(side) // 8 for side in args.size.split("x"))
     dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -168,7 +163,7 @@ def main() -> None:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             try:
-                torch.backends.cudnn.benchmark, early.EARLY = way.search, way.early
+                torch.backends.cudnn.benchmark = way.search
                 network = built(plain, way, dtype)
                 run = partial(network, x, t, words, vector)
                 error = float((run().double() - exact).norm() / exact.norm())

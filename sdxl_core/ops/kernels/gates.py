@@ -5,8 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sdxl_core.ops.kernels.early import begun, wait
-
 _COLUMNS, _ROWS = 512, 8
 
 
@@ -37,7 +35,6 @@ def geglu(h: Tensor, bias: Tensor | None) -> Tensor:
             ROWS=_ROWS,
             COLUMNS=columns,
             num_warps=4,
-            **begun(h.device),
         )
     return out
 
@@ -67,14 +64,12 @@ def _geglu(
     EXACT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
     blocks = tl.cdiv(n, COLUMNS)
     column = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     seen = (row < m)[:, None] & (column < n)[None, :]
     start = row.to(tl.int64)[:, None] * n
-    wait(EARLY)
     value = tl.load(h + 2 * start + column[None, :], mask=seen, other=0.0).to(tl.float32)
     gate = tl.load(h + 2 * start + n + column[None, :], mask=seen, other=0.0).to(tl.float32)
     if BIASED:

@@ -6,7 +6,6 @@ import triton.language as tl
 from torch import Tensor
 
 from sdxl_core.ops.fp8 import FP8, Scaled
-from sdxl_core.ops.kernels.early import begun, wait
 from sdxl_core.ops.kernels.quantise import to_eight_bits
 
 
@@ -69,7 +68,6 @@ def _launch_layer_norm(
             **given,
             COLUMNS=columns,
             num_warps=min(16, max(1, columns // 512)),
-            **begun(x.device),
         )
     return summed
 
@@ -90,11 +88,9 @@ def _layer_norm(
     BIASED: tl.constexpr,
     SCALED: tl.constexpr,
     COLUMNS: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
     column = tl.arange(0, COLUMNS)
     inside = column < c
-    wait(EARLY)
     place = tl.program_id(0).to(tl.int64) * c + column
     value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     if ADDED:

@@ -99,33 +99,6 @@ def test_the_bits_are_the_same_at_every_run() -> None:
 
 
 @pytest.mark.gpu
-@on_gpu_alone
-def test_kernels_that_begin_early_wait_for_what_they_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdxl_core.ops.kernels import early
-    from sdxl_core.ops.kernels.gates import geglu
-    from sdxl_core.ops.kernels.layer_norms import layer_norm
-    from sdxl_core.ops.kernels.norms import add, group_norm
-
-    if torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("it needs compute capability 9.0")
-    x, weight = drawn(2, 320, 64, 64, dtype=torch.float16), drawn(320, 320, dtype=torch.float16) / 18
-
-    def chain() -> Tensor:
-        h = x
-        for _ in range(20):
-            h = add(h, group_norm(h, weight[0], weight[1], 32, 1e-5, silu=True, shift=weight[2]), weight[3])
-            rows = h.permute(0, 2, 3, 1).reshape(-1, 320)
-            _, rows = layer_norm(F.linear(rows, weight), weight[4], weight[5], 1e-5, delta=rows, delta_bias=weight[6])
-            gated = geglu(torch.cat([rows, F.linear(rows, weight)], dim=1), None)
-            h = gated.view(2, 64, 64, 320).permute(0, 3, 1, 2)
-        return h
-
-    plain = chain()
-    monkeypatch.setattr(early, "EARLY", True)
-    assert torch.equal(chain(), plain)
-
-
-@pytest.mark.gpu
 @here([((2, 10, 3, 5), torch.float32), ((1, 320, 9, 8), torch.float16), ((1, 320, 9, 8), torch.bfloat16)])
 def test_add(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     from sdxl_core.ops.kernels.norms import add
