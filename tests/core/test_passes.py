@@ -201,6 +201,8 @@ def test_eight_bits_stay_near_and_hold_less(tmp_path: Path, monkeypatch: pytest.
     assert "fp8" in fast.passes
     exact = latents(loaded("float32"), plan())
     near = relative(latents(apply_passes(loaded("float16")), plan()), exact)
+    # Written out in PyTorch 0.11, and 0.11 to 0.18 where products differ by 0.2 % as sums of 14 bits may: what differs
+    # a little can be rounded to another neighbour, and three guided steps are told by 80 numbers.
     assert near < relative(latents(fast, plan()), exact) < 0.3
 
 

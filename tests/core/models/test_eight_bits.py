@@ -126,7 +126,8 @@ def test_kernels_of_a_gpu_give_what_is_written_out() -> None:
     with torch.inference_mode():
         ours, expected = added(TRITON), added(WRITTEN_OUT)
         exact = plain.float()(x.float(), context.float()) - x
-    # Values that differ in their last bit may be rounded to different neighbours: both are as near, in other places.
+    # Sums of 14 bits differ a little, and what differs may be rounded to another neighbour, a whole step away. Written
+    # out with products that differ by 0.4 % the error is 1.005 of this one, the distance between both 0.3 of it.
     assert 0.01 < relative(expected, exact) < 0.1
-    assert relative(ours, exact) < 1.2 * relative(expected, exact)
+    assert relative(ours, exact) < 1.05 * relative(expected, exact)
     assert relative(ours, expected) < relative(expected, exact)
