@@ -98,8 +98,9 @@ def draw(run: Run, flags: DrawFlags, console: Console) -> int:
     try:
         prepare_directory(run.names.destination.directory)
         with open_view(console) as view:
+            hashes = Hashes(_files(run))
             models = _load(run, run.model_path, flags, view)
-            _Artist(models, run, flags, console, view, Hashes(_files(run)), tally).draw_all()
+            _Artist(models, run, flags, console, view, hashes, tally).draw_all()
     except Stopped as stop:
         stop.message += f": {tally}"
         raise
