@@ -15,6 +15,7 @@ from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
 from sdxl_cli.recording import Hashes, device_name
 from sdxl_cli.refiners import resolve_residence
 from sdxl_cli.reporters import View, open_view
+from sdxl_cli.starting import importing
 from sdxl_cli.writing import Background
 from sdxl_core.batching import batches, total_calls
 from sdxl_core.canvas import Canvas
@@ -125,10 +126,11 @@ def _files(run: Run) -> list[tuple[Role, Path]]:
 def _load(run: Run, model_path: Path, flags: DrawFlags, view: View) -> "TwoModels":
     """The first model in memory, and the second, if there is one, when it is asked for."""
     view.start("starting PyTorch", None)
-    from sdxl_core.devices import resolve_device, resolve_dtype
-    from sdxl_core.engine import load_engine
-    from sdxl_core.passes import apply_passes
-    from sdxl_core.two_models import TwoModels
+    with importing(flags.device):
+        from sdxl_core.devices import resolve_device, resolve_dtype
+        from sdxl_core.engine import load_engine
+        from sdxl_core.passes import apply_passes
+        from sdxl_core.two_models import TwoModels
 
     view.finish()
     plan, refiner = run.jobs[0].plan, run.refiner
