@@ -19,6 +19,7 @@ from sdxl_core.diffusion.denoiser import Denoiser
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.unet import UNet
 from sdxl_core.ops.attention import BACKENDS, AttentionBackend, resolve_attention
+from sdxl_core.ops.libraries import set_up_beside
 from sdxl_core.ops.meta import shapes_only
 from sdxl_core.plan import Plan
 from sdxl_core.presets import parts_owner
@@ -142,7 +143,8 @@ def load_engine(
     )
     needed = sum(_bytes(part) for _, parts in files for part in parts)
     require_memory(needed, place, f"the weights of {model.name} in {dtype_name(precision)}", _LOADING_HINT)
-    with memory_guard(place, f"loading {Path(path).name}", _LOADING_HINT):
+    loading = memory_guard(place, f"loading {Path(path).name}", _LOADING_HINT)
+    with loading, set_up_beside(place, precision, backend.fn):
         for file, parts in files:
             load_parts(file, parts, device=place, reporter=reporter)
     for module in (network, conditioner, first_stage):
