@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +47,16 @@ picture.save(out)
 """
 
 PARTS = """
-import time
-clock = time.perf_counter
-marks = [("", clock())]
-def mark(name): marks.append((name, clock()))
-import sdxl_cli.app; mark("command line: typer, presets, pydantic")
-import torch; mark("import torch")
-import sdxl_core.engine, sdxl_core.pipeline; mark("import the engine")
+import sys, time
+marks = [("", float(sys.argv[1]))]
+def mark(name): marks.append((name, time.time()))
+mark("start Python")
+import sdxl_cli.__main__, sdxl_cli.app, sdxl_cli.jobs, sdxl_cli.drawing
+mark("command line: typer, presets, pydantic, numpy")
+from sdxl_cli.starting import importing
+with importing("auto"):  # opens the device meanwhile
+    import torch; mark("import torch")
+    import sdxl_core.engine, sdxl_core.pipeline; mark("import the engine")
 from sdxl_core.plan import build_plan
 from sdxl_core.presets import load_preset
 preset = load_preset(PRESET)
@@ -72,6 +76,8 @@ mark("the other steps")
 pictures = sdxl_core.pipeline.decode(engine, step.x); mark("decode")
 for (_, before), (name, after) in zip(marks, marks[1:]):
     print(f"{after - before:.3f}\\t{name}")
+print(time.time())
+sdxl_cli.__main__.leave()
 """
 
 
@@ -133,9 +139,11 @@ def parts_table(model: Model, runs: int) -> str:
 
 
 def _parts(script: str) -> list[tuple[float, str]]:
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-c", script, repr(time.time())]
     out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return [(float(line.split("\t")[0]), line.split("\t")[1]) for line in out.splitlines()]
+    *lines, last = out.splitlines()
+    ending = time.time() - float(last)
+    return [*((float(line.split("\t")[0]), line.split("\t")[1]) for line in lines), (ending, "end of the process")]
 
 
 def benchmarks(args: argparse.Namespace) -> list[Benchmark]:

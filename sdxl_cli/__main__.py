@@ -17,11 +17,11 @@ def main() -> None:
     """Run the command line and exit with its code."""
     code = run()
     if code == 0 and "torch" in sys.modules:
-        _leave()
+        leave()
     sys.exit(code)
 
 
-def _leave() -> NoReturn:
+def leave() -> NoReturn:
     """End a process that has done all that it was asked for: files are whole, threads have no work left.
 
     Python would take PyTorch apart first, object by object: 0.5 s, for memory that the system takes back anyway.
