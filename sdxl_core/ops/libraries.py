@@ -1,8 +1,9 @@
 """The libraries for a GPU, which set themselves up at their first call: some tenths of a second in each process."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,17 +25,32 @@ def set_up_beside(device: torch.device, dtype: torch.dtype, attention: Attention
     if device.type != "cuda":
         yield
         return
-    thread = threading.Thread(target=_try_each, args=(device, dtype, attention), name="libraries")
-    thread.start()
+    calls = [partial(call_each, device, dtype, attention), *compiler_key()]
+    threads = [threading.Thread(target=_try, args=(call,), name="libraries") for call in calls]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
-        thread.join()  # its handles are the next thread's that asks for some
+        for thread in threads:
+            thread.join()  # its handles are the next thread's that asks for some
 
 
-def _try_each(device: torch.device, dtype: torch.dtype, attention: Attention) -> None:
+def compiler_key() -> list[Callable[[], object]]:
+    """What Triton finds its kernels on disk by: the sha256 of its own 400 MB, which a process computes once.
+
+    Imports Triton; empty where that fails, as `sdxl_core.ops.kernels.why_not` will say.
+    """
+    try:
+        from triton.runtime.cache import triton_key
+    except Exception:
+        return []
+    return [triton_key]
+
+
+def _try(call: Callable[[], object]) -> None:
     with suppress(Exception):
-        call_each(device, dtype, attention)
+        call()
 
 
 @torch.inference_mode()

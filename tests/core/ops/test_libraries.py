@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdxl_core.ops.attention import sdpa
-from sdxl_core.ops.libraries import call_each, set_up_beside
+from sdxl_core.ops.libraries import call_each, compiler_key, set_up_beside
 
 
 def _refusing(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -30,6 +30,15 @@ def test_a_cpu_has_none() -> None:
     before = threading.active_count()
     with set_up_beside(torch.device("cpu"), torch.float32, _refusing):
         assert threading.active_count() == before
+
+
+def test_the_compiler_computes_its_key_once() -> None:
+    pytest.importorskip("triton", reason="part of PyTorch for Linux")
+    (key,) = compiler_key()
+    first = key()
+    began = time.perf_counter()
+    assert key() is first
+    assert time.perf_counter() - began < 0.01
 
 
 @pytest.mark.gpu
