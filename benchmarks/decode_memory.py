@@ -103,10 +103,11 @@ def measure(mode: str, size: int, args: argparse.Namespace, file: Path) -> None:
     import torch
 
     from sdxl_core.config import FirstStageConfig
-    from sdxl_core.devices import DTYPES
+    from sdxl_core.devices import DTYPES, settle_arithmetic
     from sdxl_core.models.autoencoder import AutoencoderKL
 
     device, dtype = torch.device(args.device), DTYPES[args.dtype]
+    settle_arithmetic(device)
     torch.manual_seed(0)
     model = AutoencoderKL(FirstStageConfig()).eval().to(device, dtype)
     model.encoder = None  # type: ignore[assignment]  # its weights would hide what a decode takes

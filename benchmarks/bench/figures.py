@@ -43,8 +43,8 @@ class Facts:
         weights_bytes: part of the model -> its weights in memory.
     """
 
-    precision: Mapping[str, str]
-    weights_bytes: Mapping[str, int]
+    precision: dict[str, str]
+    weights_bytes: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class Memory:
     def restart(self) -> None:
         """Forget the peak so far."""
         if self.device.type == "cuda":
+            torch.cuda.init()  # a process that only starts others has not
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

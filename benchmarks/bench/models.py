@@ -89,12 +89,21 @@ def our_engine(model: Model, contender: Contender, device: str, *parts: PartName
     """Our model as the program runs it, without its passes, or with eight bits; only parts that take part are kept."""
     engine = load_engine(model.config, model.file, device=device, dtype=contender.dtype)
     modules = {"text": engine.conditioner, "network": engine.network, "first stage": engine.first_stage}
-    facts = _facts({part: modules[part] for part in parts})
+    facts = _facts({part: modules[part] for part in parts})  # before the passes: what they pack is no parameter
     fields = {"text": "conditioner", "network": "network", "first stage": "first_stage"}
     unused: dict[str, Any] = {field: None for part, field in fields.items() if part not in parts}
-    passes = {"ours plain": (), "ours fp8": ("auto", "fp8")}.get(contender.name)
-    passed = apply_passes(engine, passes)
-    return replace(passed, **unused), facts  # counted before, since packed weights are no parameters
+    before = engine.first_stage_dtype
+    passed = apply_passes(engine, {"ours plain": (), "ours fp8": ("auto", "fp8")}.get(contender.name))
+    if "first stage" in parts:
+        facts = _in_dtype(facts, before, passed.first_stage_dtype)
+    return replace(passed, **unused), facts
+
+
+def _in_dtype(facts: Facts, before: torch.dtype, now: torch.dtype) -> Facts:
+    """Facts of a first stage whose weights have been brought to another dtype."""
+    size = facts.weights_bytes["first stage"] * now.itemsize // before.itemsize
+    precision = facts.precision | {"first stage": str(now).removeprefix("torch.")}
+    return Facts(precision, facts.weights_bytes | {"first stage": size})
 
 
 def their_parts(model: Model, dtype: str, device: str, *parts: PartName) -> dict[str, Any]:
@@ -134,6 +143,7 @@ def their_parts(model: Model, dtype: str, device: str, *parts: PartName) -> dict
 def their_pipeline(model: Model, dtype: str, device: str) -> Any:
     """diffusers' whole pipeline."""
     parts = their_parts(model, dtype, device, *EVERYTHING)
+    parts["vae"].to(getattr(torch, dtype))  # the pipeline itself makes it float32 for each decode, and 16 bit again
     import transformers
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
     from support_chain import SDXL_BETAS
