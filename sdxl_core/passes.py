@@ -26,7 +26,7 @@ from sdxl_core.models.fused import (
     PackedGEGLU,
     PhaseUpsample,
     Remembered,
-    keep_text,
+    join_text,
 )
 from sdxl_core.models.fused_autoencoder import FirstStageKernels, JoinedUpsample, fuse_first_stage
 from sdxl_core.models.fused_unet import (
@@ -155,7 +155,12 @@ def _fuse_qkv(engine: Engine) -> None:
 
 
 def _keep_text(engine: Engine) -> None:
-    keep_text([block.attn2 for block in _transformer_blocks(engine)])
+    layers = [block.attn2 for block in _transformer_blocks(engine)]
+    if engine.device.type == "cuda":
+        join_text(layers)
+        return
+    for layer in layers:  # on the CPU a launch costs nothing, and two copies of one large matrix would be 1.4 GB
+        layer.to_k, layer.to_v = Remembered(layer.to_k), Remembered(layer.to_v)  # type: ignore[assignment]
 
 
 def _keep_labels(engine: Engine) -> None:

@@ -81,7 +81,7 @@ class TextPart(nn.Module):
         return answer.narrow(-1, self.start, self.width)
 
 
-def keep_text(layers: Sequence[CrossAttention]) -> None:
+def join_text(layers: Sequence[CrossAttention]) -> None:
     """Have the keys and values of all layers made by one matrix product, once for each text.
 
     Args:

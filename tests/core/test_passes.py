@@ -14,7 +14,8 @@ from torch import Tensor
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import DeviceError
 from sdxl_core.guider_config import FreeUConfig, GuiderConfig, PagConfig, SagConfig, SegConfig
-from sdxl_core.models.fused import DecoderPhaseUpsample, PhaseUpsample, Remembered
+from sdxl_core.models.fused import DecoderPhaseUpsample, PhaseUpsample, Remembered, join_text
+from sdxl_core.models.transformer import TransformerBlock
 from sdxl_core.models.unet import Upsample
 from sdxl_core.passes import PASSES, Beside, apply_first_stage_passes, apply_passes
 from sdxl_core.pipeline import decode, sample
@@ -148,6 +149,21 @@ def test_words_and_sizes_are_read_once_a_run_and_forgotten_with_it(load: Load) -
     assert all(len(module._answers) == 0 for module in kept)
     latents(engine, plan(prompt="a dog"))
     assert len(runs) == 2 * len(kept)
+
+
+def test_keys_and_values_of_all_layers_are_parts_of_one_product(load: Load) -> None:
+    network = load("float32").network
+    layers = [block.attn2 for block in network.modules() if isinstance(block, TransformerBlock)]
+    context = torch.randn(2, 7, layers[0].to_k.in_features, generator=torch.Generator().manual_seed(0))
+    plain = [(layer.to_k(context), layer.to_v(context)) for layer in layers]
+    join_text(layers)
+    runs: list[int] = []
+    (joined,) = {part.joined for layer in layers for part in (layer.to_k, layer.to_v)}
+    joined.layer.register_forward_hook(lambda *_: runs.append(1))
+    for layer, (keys, values) in zip(layers, plain, strict=True):
+        assert relative(layer.to_k(context), keys) < 1e-6
+        assert relative(layer.to_v(context), values) < 1e-6
+    assert runs == [1]
 
 
 def test_what_was_made_stands_in_the_record(load: Load) -> None:
