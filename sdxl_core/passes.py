@@ -40,6 +40,7 @@ from sdxl_core.models.graphs import Graphed, graphed_tower
 from sdxl_core.models.safe_half import carry_small
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
 from sdxl_core.ops import kernels, onednn
+from sdxl_core.ops.heap import FREED
 from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
 
 Replace = Callable[[nn.Module], nn.Module | None]
@@ -152,6 +153,8 @@ def _transformer_blocks(engine: Engine) -> Iterator[TransformerBlock]:
 def _fuse_qkv(engine: Engine) -> None:
     for block in _transformer_blocks(engine):
         block.attn1 = FusedSelfAttention(block.attn1)  # type: ignore[assignment]
+        if engine.device.type == "cpu":
+            FREED.add(block.attn1.to_qkv.weight.nbytes)  # type: ignore[union-attr,arg-type]
 
 
 def _keep_text(engine: Engine) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sdxl_core.ops.heap import FREED
+
 _ops = torch.ops.mkldnn
 
 
@@ -35,7 +37,9 @@ class PackedLinear(nn.Module):
         """Map x; with a factor (..., d_out) the result is multiplied by it before it is rounded."""
         if not self._packed:
             rows = x.numel() // x.shape[-1]
+            size = self._weight.nbytes
             self._weight, self._packed = _ops._reorder_linear_weight(self._weight.contiguous(), rows), True
+            FREED.add(size)
         out: Tensor
         if factor is not None:
             out = _ops._linear_pointwise.binary(x, factor, self._weight, self._bias, "mul")
@@ -61,7 +65,9 @@ class PackedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if not self._packed:
             pack: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
+            size = self._weight.nbytes
             self._weight, self._packed = pack(self._weight.to_mkldnn(), *self._how, x.shape), True
+            FREED.add(size)
         out: Tensor = _ops._convolution_pointwise(x, self._weight, self._bias, *self._how, "none", [], "")
         return out
 
