@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERNAL_BUG = 101
 EXIT_CODES = {
     0: "all done",
-    1: "output cannot be written, or a picture was not finite",
+    1: "a picture cannot be read or written, or is not finite",
     2: "a flag, prompt, preset or device that cannot be honoured",
     3: "some pictures failed, the others are written",
     4: "a model file is missing or was rejected",
@@ -56,6 +56,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, one of `EXIT_CODES`.
     """
+    _open_closed_streams()
     args, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
     main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
     previous = {number: signal.signal(number, _stop) for number in _SIGNALS if main}
@@ -65,6 +66,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _open_closed_streams() -> None:
+    """Job runners may start a program with its streams closed: what it says goes nowhere then, and it works on."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for as long as the process lives)
 
 
 @contextmanager

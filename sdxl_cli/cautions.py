@@ -60,8 +60,9 @@ def warn_of_resizing(plan: Plan, console: Console) -> None:
     if source is None or not source.repaints_a_part or source.how.mask.only or source.canvas_size == plan.size:
         return
     (height, width), (h, w) = source.canvas_size, plan.size
+    margins = " with its margins" if any(source.margins) else ""
     console.warn(
-        f"{source.picture.name} is resized from {width}x{height} to {w}x{h}, so that what is not repainted "
+        f"{source.picture.name}{margins} is resized from {width}x{height} to {w}x{h}, so that what is not repainted "
         "changes too: try --only-masked, which leaves it byte for byte"
     )
 

@@ -260,10 +260,6 @@ def _put_channels_last(engine: Engine) -> None:
     engine.network.to(memory_format=torch.channels_last)
 
 
-def _why_not_last(place: Place) -> str | None:
-    return None if place.device.type == "cuda" else "it gains nothing on the CPU"
-
-
 def _to_eight_bits(engine: Engine) -> None:
     from sdxl_core.ops.kernels.eight_bits import TRITON
 
@@ -308,7 +304,7 @@ _TABLE = (
     Pass("phase_upsampling", _split_upsampling, first_stage=_split_decoder_upsampling),
     Pass("fused_first_stage", why_not=_why_no_kernels, first_stage=_fuse_first_stage),
     Pass("packed_weights", _pack, lambda place: onednn.why_not(place.device, place.dtype)),
-    Pass("channels_last", _put_channels_last, _why_not_last),
+    Pass("channels_last", _put_channels_last, _why_no_kernels),  # PyTorch's own norms lose by it
     Pass("fused_norms", _fuse_norms, _why_no_kernels),
     Pass("fused_transformer", _fuse_transformer, _why_no_kernels),
     Pass("fp8", _to_eight_bits, _why_no_eight_bits, approximate=True),

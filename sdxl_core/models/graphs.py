@@ -188,7 +188,7 @@ class _Forgetful(nn.Module):
 
 
 class Graphed(_Forgetful):
-    """A UNet whose call for inference is one launch from the third of a shape on.
+    """A UNet whose call for inference is one launch from the second of a shape on.
 
     Words and vector are copied in, and what `Remembered` layers make of them is made anew, only where the caller brings
     other tensors. Calls under a `Touch` are never recorded.

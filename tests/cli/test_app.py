@@ -190,3 +190,11 @@ def test_a_run_that_is_done_with_torch_ends_at_once(wanted: str, loaded: bool, c
     assert ("micro" in ended.stdout) is (code == 0)
     assert "last words" in ended.stdout
     assert ("taken apart" in ended.stdout) is not (loaded and code == 0)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_from_the_start_is_no_error(closed: str) -> None:
+    command = f"{sys.executable} -m sdxl_cli presets list {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("micro" in done.stdout) == (">&- 2" not in closed and closed != ">&-")

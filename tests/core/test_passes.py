@@ -178,7 +178,7 @@ def test_what_was_made_stands_in_the_record(load: Load) -> None:
 @pytest.mark.parametrize("name", sorted(CUDA_PASSES - {"safe_half", "fused_first_stage"}))
 def test_what_is_for_a_gpu_needs_one(load: Load, name: str) -> None:
     assert name not in apply_passes(load("float32")).passes
-    with pytest.raises(DeviceError, match=f"{name} cannot be made: it (gains nothing on the CPU|needs a CUDA device)"):
+    with pytest.raises(DeviceError, match=f"{name} cannot be made: it needs a CUDA device"):
         apply_passes(load("float32"), (name,))
 
 
