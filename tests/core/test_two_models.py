@@ -1,5 +1,6 @@
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from support_tiny import tiny_config, write_tiny_checkpoint
 import sdxl_core
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.models.autoencoder import AutoencoderKL
+from sdxl_core.passes import apply_passes
 from sdxl_core.presets import load_preset
 from sdxl_core.two_models import Load, Residence, TwoModels, choose_residence, settled, weights_bytes
+from sdxl_core.types import Conditioning
 
 CPU = torch.device("cpu")
 
@@ -42,6 +45,34 @@ def test_the_resting_model_stays_or_is_gone(loads: tuple[Load, Load], residence:
     again = models.base()
     assert again.config.name == "tiny-base"
     assert (again.network is base()) is stays
+
+
+@pytest.mark.gpu
+def test_what_rests_beside_a_card_leaves_it_and_comes_back_the_same(loads: tuple[Load, Load]) -> None:
+    def on_card(load: Load) -> Load:
+        def loaded(first_stage: AutoencoderKL | None) -> Engine:
+            engine = load(first_stage)
+            for part in (engine.network, engine.conditioner, engine.first_stage):
+                part.to("cuda")
+            return apply_passes(replace(engine, device=torch.device("cuda:0")))
+
+        return loaded
+
+    models = TwoModels(on_card(loads[0]), on_card(loads[1]), "offload")
+    base = models.base()
+    config, draw = base.config.network, torch.Generator().manual_seed(0)
+    x, t = torch.randn(2, 4, 8, 8, generator=draw).cuda(), torch.tensor([300.0, 300.0]).cuda()
+    words = (
+        torch.randn(2, 77, config.context_dim, generator=draw),
+        torch.randn(2, config.adm_in_channels, generator=draw),
+    )
+    with torch.inference_mode():
+        told = Conditioning(*(part.cuda() for part in words))
+        before = [base.predict(x, t, told) for _ in range(3)][-1]  # recorded by then
+        models.refiner()
+        assert {part.device.type for part in (*base.network.parameters(), *base.conditioner.parameters())} == {"cpu"}
+        assert models.base() is base
+        assert torch.equal(base.predict(x, t, told), before)
 
 
 def test_one_first_stage_serves_both(loads: tuple[Load, Load]) -> None:
