@@ -129,14 +129,14 @@ def _load(run: Run, model_path: Path, flags: DrawFlags, view: View) -> "TwoModel
     with importing(flags.device):
         from sdxl_core.devices import resolve_device, resolve_dtype
         from sdxl_core.engine import load_engine
-        from sdxl_core.passes import apply_passes
+        from sdxl_core.passes import Beside, apply_passes, require_passes
         from sdxl_core.two_models import TwoModels
 
     view.finish()
     plan, refiner = run.jobs[0].plan, run.refiner
     device = resolve_device(flags.device)
     passes = None if plan.passes == "auto" else plan.passes
-
+    require_passes(Beside(device, resolve_dtype(plan.dtype, device)), passes)
     load_plain = partial(load_engine, device=device, dtype=plan.dtype, attention=plan.attention, reporter=view)
 
     def load(*args: Any, **options: Any) -> "Engine":

@@ -110,18 +110,25 @@ def apply_passes(engine: Engine, names: Sequence[str] | None = None) -> Engine:
     Raises:
         DeviceError: a pass that was asked for and cannot be had.
     """
+    require_passes(engine, names)
     made = []
     for entry in PASSES.values():
-        if not entry.is_among(names):
-            continue
-        reason = entry.why_not(engine)
-        if reason is None:
+        if entry.is_among(names) and entry.why_not(engine) is None:
             engine = entry.run(engine) or engine
             made.append(entry.name)
-        elif names is not None and entry.name in names:
-            raise DeviceError(f"the pass {entry.name} cannot be made: {reason}", hint="leave the choice to auto")
     apply_first_stage_passes(engine.first_stage, engine, made)
     return replace(engine, passes=tuple(made))
+
+
+def require_passes(place: Place, names: Sequence[str] | None) -> None:
+    """Refuse what was asked for by name and cannot be had, before a model is read for it.
+
+    Raises:
+        DeviceError: names the pass, and why.
+    """
+    for entry in PASSES.values():
+        if entry.name in (names or ()) and (reason := entry.why_not(place)) is not None:
+            raise DeviceError(f"the pass {entry.name} cannot be made: {reason}", hint="leave it out of --passes")
 
 
 def apply_first_stage_passes(model: AutoencoderKL, place: Place, names: Sequence[str] | None = None) -> None:
