@@ -24,7 +24,6 @@ from sdxl_core.models.fused_autoencoder import (
     Doubling,
     FirstStageKernels,
     JoinedUpsample,
-    TransposedUpsample,
     fuse_first_stage,
 )
 from sdxl_core.models.safe_half import carry_small
@@ -101,7 +100,6 @@ WAYS = [
     PLAIN("float16, carried small", safe=True),
     Way("float16, fused: as it is run"),
     Way("  doubling by four convolutions", doubling=_by_phases),
-    Way("  doubling by a transposed convolution", doubling=lambda layer, _: TransposedUpsample(layer)),
     Way("  doubling plain", doubling=None),
     Way("  attention by PyTorch", attention=lambda _: sdpa),
     Way("  attention written out in float16", attention=lambda _: in_query_chunks(written_out, SCORES_BYTES)),

@@ -281,14 +281,13 @@ DOUBLED = [(2, 1280, 32, 32), (2, 640, 64, 64), (1, 512, 128, 128), (1, 512, 256
 def upsampling(speed: float) -> None:
     from sdxl_core.models.autoencoder import Upsample
     from sdxl_core.models.fused import DecoderPhaseUpsample
-    from sdxl_core.models.fused_autoencoder import JoinedUpsample, TransposedUpsample
+    from sdxl_core.models.fused_autoencoder import JoinedUpsample
     from sdxl_core.passes import first_stage_kernels
 
     kinds: Sequence[Callable[[Upsample], nn.Module]] = (
         lambda plain: plain,
         DecoderPhaseUpsample,
         lambda plain: JoinedUpsample(plain, first_stage_kernels()),
-        TransposedUpsample,
     )
 
     def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
@@ -302,7 +301,7 @@ def upsampling(speed: float) -> None:
             flop = 2 * 16 * b * c * c * height * width
             yield f"{b}, {c}, {height}, {width}", [*times, rate(flop, min(us for us in times if us is not None))]
 
-    names = ["plain", "phases", "joined", "transposed", "TFLOP/s of the best"]
+    names = ["plain", "phases", "joined", "TFLOP/s of the best"]
     table("Doubling and 3x3 convolution, NHWC float16", names, rows())
 
 

@@ -196,30 +196,6 @@ class JoinedUpsample(Upsample):
         return self.kernels.interleave(F.conv2d(x, self.weight, padding=1), _bias(self.conv))
 
 
-class TransposedUpsample(Upsample):
-    """Doubling and convolution as one transposed 4x4 convolution.
-
-    Args:
-        plain: the layer.
-    """
-
-    weight: Tensor
-
-    def __init__(self, plain: Upsample) -> None:
-        nn.Module.__init__(self)
-        self.conv = plain.conv
-        wide = plain.conv.weight.detach().float()
-        for dim in (2, 3):
-            even, odd = paired(wide, 0, dim), paired(wide, 1, dim)
-            # Line i of the map is seen by lines 2i - 1 (odd, second), 2i (even, second), 2i + 1 (odd, first) and so on.
-            lines = [odd.select(dim, 1), even.select(dim, 1), odd.select(dim, 0), even.select(dim, 0)]
-            wide = torch.stack(lines, dim)
-        self.register_buffer("weight", _like(plain.conv, wide.transpose(0, 1)), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return F.conv_transpose2d(x, self.weight, self.conv.bias, stride=2, padding=1)
-
-
 Doubling = Callable[[Upsample, Kernels], Upsample]
 """What takes the place of doubling by phases."""
 

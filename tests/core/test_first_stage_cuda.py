@@ -14,7 +14,7 @@ from sdxl_core.config import FirstStageConfig
 from sdxl_core.first_stage import decode_latents, encode_images
 from sdxl_core.models.autoencoder import AutoencoderKL, Upsample
 from sdxl_core.models.fused import DecoderPhaseUpsample
-from sdxl_core.models.fused_autoencoder import FusedDecoder, JoinedUpsample, TransposedUpsample
+from sdxl_core.models.fused_autoencoder import FusedDecoder, JoinedUpsample
 from sdxl_core.models.safe_half import carry_small
 from sdxl_core.passes import Beside, apply_first_stage_passes, first_stage_kernels
 
@@ -98,9 +98,7 @@ def test_passes_do_without_one_another(plain: AutoencoderKL) -> None:
             assert relative(ours, theirs) < 5e-3
 
 
-@pytest.mark.parametrize(
-    "doubling", [lambda layer: JoinedUpsample(layer, first_stage_kernels()), TransposedUpsample, DecoderPhaseUpsample]
-)
+@pytest.mark.parametrize("doubling", [lambda layer: JoinedUpsample(layer, first_stage_kernels()), DecoderPhaseUpsample])
 def test_every_doubling_is_the_plain_one(doubling: Callable[[Upsample], Upsample]) -> None:
     layer = randomized(Upsample(512)).requires_grad_(False).cuda()
     x = randn(1, 512, 20, 24).cuda().contiguous(memory_format=torch.channels_last)
