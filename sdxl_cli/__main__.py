@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+from types import FrameType
 
 # Before anything imports pydantic, which would look for plugins in the metadata of every installed package: about 20 ms
 # of the 190 that `sdxl presets list` takes beside torch and its like, for nothing.
@@ -14,9 +15,18 @@ from sdxl_cli.boundary import run
 def main() -> None:
     """Run the command line and exit with its code."""
     code = run()
-    if code == 0 and "torch" in sys.modules:
+    if code == 0 and "torch" in sys.modules and _is_all(sys._getframe().f_back):
         leave()
     sys.exit(code)
+
+
+def _is_all(caller: FrameType | None) -> bool:
+    """Whether Python has nothing else to run: profilers and debuggers speak after the end of the program."""
+    callers = []
+    while caller is not None:
+        callers.append(caller.f_code.co_name)
+        caller = caller.f_back
+    return callers in (["<module>"], ["<module>", "_run_code", "_run_module_as_main"])  # the script; python -m
 
 
 def leave() -> None:

@@ -192,6 +192,33 @@ def test_a_run_that_is_done_with_torch_ends_at_once(wanted: str, loaded: bool, c
     assert ("taken apart" in ended.stdout) is not (loaded and code == 0)
 
 
+@pytest.mark.parametrize(
+    ("started", "said"),
+    [
+        ("-m tool", None),
+        ("tool/__main__.py", None),
+        ("-m cProfile -m tool", "function calls"),
+        ("-m cProfile tool/__main__.py", "function calls"),
+        ("-m pdb -c continue -m tool", "The program exited via sys.exit(). Exit status: 0"),
+    ],
+)
+def test_who_runs_the_program_has_the_last_word(tmp_path: Path, started: str, said: str | None) -> None:
+    (tmp_path / "tool").mkdir()
+    (tmp_path / "tool" / "__main__.py").write_text(LEAVING)
+    ended = subprocess.run(
+        [sys.executable, *started.split(), "presets", "list", "torch"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert "micro" in ended.stdout, ended.stderr
+    assert ("taken apart" in ended.stdout) is (said is not None)
+    assert said is None or said in ended.stdout
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_stream_that_is_closed_from_the_start_is_no_error(closed: str) -> None:
     command = f"{sys.executable} -m sdxl_cli presets list {closed}"
