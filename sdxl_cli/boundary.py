@@ -12,7 +12,7 @@ from types import FrameType
 
 import typer
 
-from sdxl_cli.console import PIPE_CLOSED, drop_stdout, print_error
+from sdxl_cli.console import PIPE_CLOSED, Console, drop_stdout, plain_warnings, print_error
 from sdxl_core.errors import MemoryExhaustedError, SdxlError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -61,7 +61,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
     previous = {number: signal.signal(number, _stop) for number in _SIGNALS if main}
     try:
-        code = _guarded(args, debug)
+        with plain_warnings(Console().warn):
+            code = _guarded(args, debug)
         return _flush() or code
     finally:
         for number, handler in previous.items():

@@ -5,7 +5,8 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -66,6 +67,27 @@ def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # no one is left to tell
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def plain_warnings(say: Callable[[str], None]) -> Iterator[None]:
+    """Hand what code warns of, ours or a library's, to `say`: on one line, without its place in the code.
+
+    What is meant for developers, such as deprecations, is not said. Who asks Python for warnings, by -W or
+    PYTHONWARNINGS, gets all of them as Python writes them.
+    """
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning | RuntimeWarning):
+            say(" ".join(str(message).partition("(Triggered internally")[0].split()))
+
+    before = warnings.showwarning
+    if not sys.warnoptions:
+        warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def drop_stdout() -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Self
 
-from sdxl_cli.console import Console, has_bars, shorten
+from sdxl_cli.console import Console, has_bars, plain_warnings, shorten
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -55,11 +55,17 @@ class View:
         yield
 
 
-def open_view(console: Console) -> View:
+@contextmanager
+def open_view(console: Console) -> Iterator[View]:
     """Bars if standard error is a terminal that can draw them, else lines, or nothing when quiet."""
-    if console.quiet:
-        return View()
-    return _Bars(console) if has_bars() else _Lines(console)
+    view = View() if console.quiet else _Bars(console) if has_bars() else _Lines(console)
+
+    def warn(text: str) -> None:
+        with view.hidden():
+            console.warn(text)
+
+    with view, plain_warnings(warn):
+        yield view
 
 
 class _Lines(View):

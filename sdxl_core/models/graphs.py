@@ -166,8 +166,8 @@ class Recorded:
         try:
             call.recording = self._record(lambda: self._run(*call.fresh, *call.lasting), beside)
         except RuntimeError as error:  # no memory for it, or a kernel that cannot be recorded
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"no CUDA graph for {tuple(call.fresh[0].shape)}, which is slower: {reason}", stacklevel=2)
+            shape = tuple(call.fresh[0].shape)
+            warnings.warn(f"no CUDA graph for {shape}, which is slower: {_reason(error)}", stacklevel=2)
             call.runs += 1  # past the turn
 
 
@@ -257,6 +257,15 @@ class GraphedOpenClipText(_GraphedTower, OpenClipText):
 def graphed_tower(plain: TextTower, record: Record = CudaGraph) -> TextTower:
     """A tower with the same weights whose call for inference is recorded."""
     return (GraphedClipText if isinstance(plain, ClipText) else GraphedOpenClipText)(plain, record)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a recording failed; the end of one that did fails again, and says only that it did."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _placed(x: Tensor) -> Tensor:

@@ -6,12 +6,19 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from support_cli import Sdxl
 
 from sdxl_cli.boundary import run
+from sdxl_cli.console import plain_warnings
+from sdxl_core.engine import Engine
+from sdxl_core.models.graphs import Graphed, Recording
+from sdxl_core.passes import PASSES
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,3 +122,66 @@ def test_signals_are_left_alone_outside_the_main_thread(capfd: pytest.CaptureFix
     thread.start()
     thread.join()
     assert codes == [0]
+
+
+@pytest.mark.parametrize(
+    ("message", "category", "said"),
+    [
+        ("no room", UserWarning, ["no room"]),
+        ("divide by zero", RuntimeWarning, ["divide by zero"]),
+        (
+            "CUDA:\n  no driver (Triggered internally at /build/CUDAFunctions.cpp:119.)",
+            UserWarning,
+            ["CUDA: no driver"],
+        ),
+        ("torch.old is gone soon", FutureWarning, []),
+        ("use another", DeprecationWarning, []),
+    ],
+)
+def test_warnings_of_code_are_one_line_or_for_developers(
+    monkeypatch: pytest.MonkeyPatch, message: str, category: type[Warning], said: list[str]
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(sys, "warnoptions", [])
+    with warnings.catch_warnings(), plain_warnings(heard.append):
+        warnings.simplefilter("always")
+        warnings.warn(message, category, stacklevel=1)
+    assert heard == said
+
+
+def test_who_asks_python_for_warnings_gets_them_as_they_are() -> None:
+    code = "from sdxl_cli.console import plain_warnings\nimport warnings\n"
+    code += "with plain_warnings(print): warnings.warn('no room', stacklevel=1)"
+    for asked, out in ([], "no room\n"), (["-W", "default"], ""):
+        done = subprocess.run([sys.executable, *asked, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout == out
+        assert ("UserWarning" in done.stderr) == (not out)
+
+
+@pytest.fixture
+def _no_room_for_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that takes recordings, and has no memory for one."""
+
+    def refuse(run: object, beside: object) -> Recording:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total ...")
+        finally:
+            raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture\n...")
+
+    def record(engine: Engine) -> Engine:
+        return replace(engine, network=Graphed(engine.network, refuse))
+
+    entry = replace(PASSES["cuda_graph"], run=record, why_not=lambda place: None)
+    monkeypatch.setattr("sdxl_core.passes.PASSES", {**PASSES, "cuda_graph": entry})
+    monkeypatch.setattr(sys, "warnoptions", [])
+
+
+@pytest.mark.filterwarnings("always:no CUDA graph:UserWarning")
+@pytest.mark.usefixtures("_no_room_for_graphs")
+def test_what_the_core_warns_of_while_it_draws_is_a_line_like_all_others(gen: Sdxl) -> None:
+    told = gen("a cat", "--seed", 7)
+    assert told.code == 0
+    caution = "warning: no CUDA graph for (2, 4, 8, 8), which is slower: out of memory"
+    assert [line for line in told.err.splitlines() if "graph" in line] == [caution]
+    quiet = gen("a cat", "--seed", 7, "--quiet")
+    assert (quiet.code, quiet.err) == (0, "")

@@ -152,13 +152,27 @@ def test_weights_that_move_or_change_are_recorded_anew(checkpoint: Path) -> None
     assert len(graphed.recorded) == 0
 
 
-def test_where_nothing_can_be_recorded_it_says_so_once_and_goes_on(engine: Engine) -> None:
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ([RuntimeError("cannot be recorded\nby anyone")], "cannot be recorded"),
+        ([RuntimeError()], "RuntimeError"),
+        ([torch.OutOfMemoryError("CUDA out of memory. Tried ...")], "out of memory"),
+        ([torch.OutOfMemoryError("CUDA ..."), RuntimeError("a previous error during capture")], "out of memory"),
+    ],
+)
+def test_where_nothing_can_be_recorded_it_says_so_once_and_goes_on(
+    engine: Engine, errors: list[RuntimeError], reason: str
+) -> None:
     def refuse(run: Callable[[], Tensors], beside: object) -> Tape:
-        raise torch.OutOfMemoryError("no room\nnot even a little")
+        try:
+            raise errors[0]
+        finally:
+            raise errors[-1]
 
     graphed, step = Graphed(engine.network, refuse), call(1, words(1))
     graphed(*step)
-    with pytest.warns(UserWarning, match=r"no CUDA graph for \(2, 4, 4, 8\), which is slower: no room$"):
+    with pytest.warns(UserWarning, match=rf"no CUDA graph for \(2, 4, 4, 8\), which is slower: {reason}$"):
         graphed(*step)
     assert torch.equal(graphed(*call(1, words(2))), engine.network(*call(1, words(2))))
 
