@@ -17,6 +17,7 @@ from sdxl_core.config import ModelConfig, borrowed_towers
 from sdxl_core.devices import dtype_name, memory_guard, require_memory, resolve_device, resolve_dtype, settle_arithmetic
 from sdxl_core.diffusion.denoiser import Denoiser
 from sdxl_core.models.autoencoder import AutoencoderKL
+from sdxl_core.models.graphs import forget_recordings
 from sdxl_core.models.unet import UNet
 from sdxl_core.ops.attention import BACKENDS, AttentionBackend, resolve_attention
 from sdxl_core.ops.libraries import set_up_beside
@@ -84,6 +85,10 @@ class Engine:
             x_in.to(self.dtype), c_noise, cond.crossattn.to(self.dtype), cond.vector.to(self.dtype), touch
         )
         return raw.float()
+
+    def make_room(self) -> bool:
+        """Give up memory that only makes the next calls faster, as recordings; whether there was any."""
+        return forget_recordings(self.network, self.conditioner)
 
     def stamp(self, plan: Plan) -> Plan:
         """The plan with device, dtype, attention and passes as this engine has resolved them."""

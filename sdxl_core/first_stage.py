@@ -53,19 +53,29 @@ _DECODING = _Work("decoding", "picture", "take a smaller --size")
 _ENCODING = _Work("encoding", "latent", "take a smaller picture")
 
 
+MakeRoom = Callable[[], bool]
+"""Gives up CUDA graphs of other networks, which hold memory only to be faster; whether there were any."""
+
+
 def decode_latents(
-    model: AutoencoderKL, latents: Tensor, *, decoding: Decoding = "auto", reporter: Reporter = SILENT
+    model: AutoencoderKL,
+    latents: Tensor,
+    *,
+    decoding: Decoding = "auto",
+    reporter: Reporter = SILENT,
+    make_room: MakeRoom = lambda: False,
 ) -> list[Picture]:
     """Turn latents into pictures, one at a time.
 
     What comes out of a half-precision first stage with a value that is not finite is done again in float32. With
-    `auto`, what does not fit whole is done in pieces. The reporter is told of both.
+    `auto`, what does not fit whole is done in pieces, once no room can be made for it. The reporter is told of all.
 
     Args:
         model: the first stage, on its device and in its dtype.
         latents: (b, 4, h/8, w/8), scaled, on any device.
         decoding: auto, whole, pieces or tiles; all but tiles give the same picture, to rounding.
         reporter: counts pictures.
+        make_room: called where memory ran out, before another way is taken.
 
     Returns:
         b pictures (h, w, 3).
@@ -81,7 +91,7 @@ def decode_latents(
             if not torch.isfinite(latent).all():
                 raise NumericsError("the latent is not finite", hint="sample it again")
             with torch.inference_mode():
-                pictures.append(_picture(_decode(model, latent, decoding, reporter)))
+                pictures.append(_picture(_decode(model, latent, decoding, reporter, make_room)))
             reporter.advance(1)
     finally:
         reporter.finish()
@@ -89,7 +99,12 @@ def decode_latents(
 
 
 def encode_images(
-    model: AutoencoderKL, images: Tensor, *, noise: Tensor | None = None, reporter: Reporter = SILENT
+    model: AutoencoderKL,
+    images: Tensor,
+    *,
+    noise: Tensor | None = None,
+    reporter: Reporter = SILENT,
+    make_room: MakeRoom = lambda: False,
 ) -> Tensor:
     """Turn images into latents, one at a time, whole or in pieces, and again in float32 where half precision overflows.
 
@@ -99,6 +114,7 @@ def encode_images(
         noise: (b, 4, h/8, w/8) standard normal draws, each from its picture's own generator; None takes the most
             likely latents, which need none.
         reporter: is told what was done otherwise.
+        make_room: as for `decode_latents`.
 
     Returns:
         (b, 4, h/8, w/8) float32, scaled, on the device of the first stage.
@@ -110,7 +126,7 @@ def encode_images(
     latents = []
     for row, image in enumerate(images[:, None]):
         with torch.inference_mode():
-            mean, logvar = _encode(model, image, reporter).chunk(2, dim=1)
+            mean, logvar = _encode(model, image, reporter, make_room).chunk(2, dim=1)
             draw = None if noise is None else noise[row : row + 1].to(mean)
             latents.append(model.latent(mean, logvar, draw))
     return torch.cat(latents)
@@ -128,16 +144,18 @@ def pieces_for(device: torch.device, *, keep_finest: bool = True) -> Pieces:
     return Pieces(keep_finest=keep_finest, strip_bytes=2**23)
 
 
-def _decode(model: AutoencoderKL, latent: Tensor, decoding: Decoding, reporter: Reporter) -> Tensor:
+def _decode(
+    model: AutoencoderKL, latent: Tensor, decoding: Decoding, reporter: Reporter, make_room: MakeRoom
+) -> Tensor:
     """The image (1, 3, h, w), float32 and finite."""
     size = (latent.shape[2] * model.config.factor, latent.shape[3] * model.config.factor)
-    return _finite(model, latent, lambda m: _decoding_ways(m, size, decoding), _DECODING, reporter)
+    return _finite(model, latent, lambda m: _decoding_ways(m, size, decoding), _DECODING, reporter, make_room)
 
 
-def _encode(model: AutoencoderKL, image: Tensor, reporter: Reporter) -> Tensor:
+def _encode(model: AutoencoderKL, image: Tensor, reporter: Reporter, make_room: MakeRoom) -> Tensor:
     """Both moments (1, 2 z, h/8, w/8), float32 and finite."""
     size = (image.shape[2], image.shape[3])
-    return _finite(model, image, lambda m: _encoding_ways(m, size), _ENCODING, reporter)
+    return _finite(model, image, lambda m: _encoding_ways(m, size), _ENCODING, reporter, make_room)
 
 
 def _decoding_ways(model: AutoencoderKL, size: tuple[int, int], decoding: Decoding) -> list[_Way]:
@@ -193,15 +211,20 @@ def _pieces_bytes(model: AutoencoderKL, size: tuple[int, int], pieces: Pieces) -
 
 
 def _finite(
-    model: AutoencoderKL, x: Tensor, ways: Callable[[AutoencoderKL], list[_Way]], work: _Work, reporter: Reporter
+    model: AutoencoderKL,
+    x: Tensor,
+    ways: Callable[[AutoencoderKL], list[_Way]],
+    work: _Work,
+    reporter: Reporter,
+    make_room: MakeRoom,
 ) -> Tensor:
     """The output in float32; where it is not finite in the dtype of the first stage, it is computed anew in float32."""
-    out = _fitting(model, x, ways(model), work, reporter)
+    out = _fitting(model, x, ways(model), work, reporter, make_room)
     if not torch.isfinite(out).all() and _dtype(model) is not torch.float32:
         reporter.note(f"the {work.result} is not finite in {dtype_name(_dtype(model))}: {work.doing} again in float32")
         with memory_guard(_place(model), f"{work.doing} in float32", work.hint):
             model = copy.deepcopy(model).float()
-        out = _fitting(model, x, ways(model), work, reporter)
+        out = _fitting(model, x, ways(model), work, reporter, make_room)
     if not torch.isfinite(out).all():
         raise NumericsError(
             f"the {work.doing[:-3]}ed {work.result} is not finite",
@@ -210,7 +233,9 @@ def _finite(
     return out
 
 
-def _fitting(model: AutoencoderKL, x: Tensor, ways: list[_Way], work: _Work, reporter: Reporter) -> Tensor:
+def _fitting(
+    model: AutoencoderKL, x: Tensor, ways: list[_Way], work: _Work, reporter: Reporter, make_room: MakeRoom
+) -> Tensor:
     """The output of the first way that fits into memory."""
     device = _place(model)
     x = x.to(device, _dtype(model))
@@ -220,19 +245,23 @@ def _fitting(model: AutoencoderKL, x: Tensor, ways: list[_Way], work: _Work, rep
         needed = f"{work.doing} {ways[0].title} takes about {gigabytes(ways[0].memory_bytes)}"
         reporter.note(f"{needed} and {gigabytes(free)} are free: {work.doing} {ways[1].title}")
         ways = ways[1:]
-    for way, following in zip(ways, [*ways[1:], None], strict=True):
+    while True:
         try:
-            with memory_guard(device, f"{work.doing} a {'picture'}", work.hint):
-                return way.run(model, x).float()
+            with memory_guard(device, f"{work.doing} a picture", work.hint):
+                return ways[0].run(model, x).float()
         except MemoryExhaustedError as error:
-            if following is None:
+            if make_room():
+                instead = f"{ways[0].title} again, without CUDA graphs"
+            elif len(ways) > 1:
+                ways = ways[1:]
+                instead = ways[0].title
+            else:
                 raise
             told = error.message
         # Outside the handler, which holds what was allocated.
-        reporter.note(f"{told}: {work.doing} {following.title}")
+        reporter.note(f"{told}: {work.doing} {instead}")
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    raise AssertionError("there is no way")
 
 
 def _place(model: AutoencoderKL) -> torch.device:

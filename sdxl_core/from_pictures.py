@@ -81,7 +81,8 @@ def sample_from_latents(
 
 def _encoded(engine: Engine, source: Source, images: Tensor, noise: PictureNoise) -> Tensor:
     """Latents (b, 4, h/8, w/8) of images (b, 3, h, w), drawn with each picture's next noise on wish."""
-    return encode_images(engine.first_stage, images, noise=noise() if source.how.encoding == "sample" else None)
+    draw = noise() if source.how.encoding == "sample" else None
+    return encode_images(engine.first_stage, images, noise=draw, make_room=engine.make_room)
 
 
 def _shown(

@@ -171,7 +171,8 @@ def decode(
     engine: Engine, latents: Tensor, *, decoding: Decoding = "auto", reporter: Reporter = SILENT
 ) -> list[Picture]:
     """Turn latents (b, 4, h/8, w/8) into b pictures (h, w, 3) with the engine's first stage; see `decode_latents`."""
-    return decode_latents(engine.first_stage, latents, decoding=decoding, reporter=reporter)
+    first_stage, make_room = engine.first_stage, engine.make_room
+    return decode_latents(first_stage, latents, decoding=decoding, reporter=reporter, make_room=make_room)
 
 
 def _guarded(engine: Engine, plans: Sequence[Plan], steps: Iterator[Step], count: int) -> Iterator[Step]:

@@ -254,6 +254,15 @@ class GraphedOpenClipText(_GraphedTower, OpenClipText):
     """See `_GraphedTower`."""
 
 
+def forget_recordings(*models: nn.Module) -> bool:
+    """Drop what is recorded of models and their parts, and the memory for it; whether there was any."""
+    parts = [part for model in models for part in model.modules() if isinstance(part, _Forgetful)]
+    recorded = [part.recorded for part in parts if len(part.recorded)]
+    for each in recorded:
+        each.forget()
+    return bool(recorded)
+
+
 def graphed_tower(plain: TextTower, record: Record = CudaGraph) -> TextTower:
     """A tower with the same weights whose call for inference is recorded."""
     return (GraphedClipText if isinstance(plain, ClipText) else GraphedOpenClipText)(plain, record)

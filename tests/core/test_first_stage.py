@@ -87,6 +87,26 @@ def test_encoding_falls_back_too() -> None:
     assert [note.rpartition(": ")[2] for note in reporter.notes] == ["encoding in pieces"]
 
 
+@pytest.mark.parametrize(("times", "told"), [(1, ["again, without CUDA graphs"]), (2, ["CUDA graphs", "in pieces"])])
+def test_room_is_made_before_another_way_is_taken_and_once(times: int, told: list[str]) -> None:
+    latents, image = randn(1, 4, 6, 5) / 8, randn(1, 3, 40, 24)
+    for run in (
+        lambda model, **how: torch.from_numpy(decode_latents(model, latents, **how)[0]).float(),
+        lambda model, **how: encode_images(model, image, **how),
+    ):
+        reporter, held = Recorder(), [True]
+        out = run(short_of_memory(times), reporter=reporter, make_room=lambda held=held: bool(held) and held.pop())
+        assert relative_error(out, run(short_of_memory(0))) < 1e-2
+        assert len(reporter.notes) == len(told)
+        assert all(note.endswith(words) for note, words in zip(reporter.notes, told, strict=True))
+
+
+def test_a_way_that_was_asked_for_is_tried_again_in_the_room_that_was_made() -> None:
+    held = [True]
+    decode_latents(short_of_memory(1), randn(1, 4, 2, 2), decoding="whole", make_room=lambda: bool(held) and held.pop())
+    assert not held
+
+
 @pytest.mark.slow
 def test_memory_that_will_not_do_is_foreseen() -> None:
     """A limit on the process below what the whole takes: told before, not after; the picture is the same."""

@@ -3,11 +3,14 @@
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from support_reporter import Recorder
 from support_tiny import tiny_config, write_tiny_checkpoint
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,7 +19,9 @@ from torch.utils._pytree import tree_leaves
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.models.fused import Remembered
 from sdxl_core.models.graphs import KEPT, TOWER_RUNS, CudaGraph, Graphed, Recorded, Tensors, graphed_tower
+from sdxl_core.ops.attention import sdpa
 from sdxl_core.passes import apply_passes
+from sdxl_core.pipeline import decode
 from sdxl_core.types import Touch
 
 Call = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -190,6 +195,40 @@ def test_a_refreshed_answer_keeps_its_place_and_one_that_was_never_given_is_not_
     assert torch.equal(answer, linear(x))
 
 
+def test_a_decode_that_finds_no_memory_gets_that_of_the_recordings(checkpoint: Path) -> None:
+    tapes: list[weakref.ref[Tape]] = []
+
+    def record(run: Callable[[], Tensors], beside: object) -> Tape:
+        tape = Tape(run, beside)
+        tapes.append(weakref.ref(tape))
+        return tape
+
+    def full_while_recorded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if any(tape() is not None for tape in tapes):
+            raise torch.OutOfMemoryError("no room")
+        return sdpa(q, k, v)
+
+    engine = load_engine(tiny_config(), checkpoint, device="cpu", dtype="float32")
+    engine.first_stage.decoder.mid.attn_1.attention = full_while_recorded
+    embedders = engine.conditioner.embedders
+    embedders[0], embedders[1] = (graphed_tower(tower, record) for tower in engine.conditioner.towers)
+    engine = replace(engine, network=Graphed(engine.network, record))
+    latent, ids, step, reporter = (
+        torch.randn(1, 4, 4, 8),
+        torch.zeros(1, 77, dtype=torch.int64),
+        call(1, words(1)),
+        Recorder(),
+    )
+    expected = decode(engine, latent)
+    for _ in range(TOWER_RUNS + 1):
+        said = engine.network(*step), embedders[0](ids), embedders[1](ids)
+    assert len(tapes) == 3
+    assert np.array_equal(decode(engine, latent, reporter=reporter), expected)
+    assert [note.rpartition(": ")[2] for note in reporter.notes] == ["decoding whole again, without CUDA graphs"]
+    assert torch.equal(engine.network(*step), said[0])
+    assert not engine.make_room()
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_tower_says_of_every_prompt_what_it_says_without_recording(engine: Engine, which: int) -> None:
     plain = engine.conditioner.towers[which]
@@ -274,3 +313,19 @@ def test_a_graph_that_finds_no_memory_leaves_the_device_as_it_was() -> None:
         run((x,))
     assert torch.cuda.current_stream() == stream
     assert torch.equal(run((x,))[0], x * 2)
+
+
+@pytest.mark.gpu
+def test_memory_of_graphs_is_given_back() -> None:
+    layer, x = torch.nn.Linear(1024, 1024, device="cuda"), torch.randn(2**16, 1024, device="cuda")
+    recorded = Recorded(lambda rows: (layer(layer(rows)),), CudaGraph)
+    wanted = recorded((x,))[0].clone()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    assert torch.equal(recorded((x,))[0], wanted)
+    assert len(recorded) == 1
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() > before
+    recorded.forget()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before
