@@ -216,8 +216,10 @@ class _Finisher:
         if self.loaded is None or self.loaded[0] != source:
             self.loaded = None  # before the next one takes its memory
             device = resolve_device(self.flags.device)
-            # On the CPU no network is float16, and the first stage beside one would be float32.
-            here = "float32" if device.type == "cpu" and source.dtype == "float16" else source.dtype
+            here = source.dtype
+            if device.type == "cpu" and here == "float16" != full_dtype(self.flags.dtype):
+                here = "float32"  # as it would be beside a float16 network, if a CPU ran one
+                self.view.note("the latent says float16, which is for GPUs: decoding in float32")
             place = Beside(device, resolve_dtype(here, device))
             model = load_first_stage(
                 source.model, source.path, device=device, dtype=dtype_name(place.dtype), reporter=self.view

@@ -148,6 +148,21 @@ def test_without_a_record_the_model_must_be_named(gen: Sdxl, sdxl: Sdxl, preset:
     assert Path("again.png").read_bytes() == path.read_bytes()
 
 
+def test_float16_is_for_gpus_and_that_is_said(sdxl: Sdxl, picture: Path, latent: Path, preset: list[object]) -> None:
+    cpu = (*preset, "--device", "cpu", "-o", "again.png")
+    refused(sdxl("decode", latent, *cpu, "--dtype", "fp16"), 2, "float16 cannot be used on the CPU", "--dtype bfloat16")
+    saved = latent.read_bytes()
+    metadata = json.loads(saved[8 : 8 + int.from_bytes(saved[:8], "little")])["__metadata__"]
+    told = {key: text.replace('"dtype":"float32"', '"dtype":"float16"') for key, text in metadata.items()}
+    assert told != metadata
+    save_file(load_file(latent), latent, told)
+    result = sdxl("decode", latent, *cpu)
+    assert (result.code, result.out) == (0, "again.png\n")
+    assert "the latent says float16, which is for GPUs: decoding in float32\n" in result.err
+    with Image.open(picture) as one, Image.open("again.png") as other:
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
 def test_a_failing_decode_keeps_the_latent_and_says_where(
     gen: Sdxl, sdxl: Sdxl, damaged: Path, preset: list[object]
 ) -> None:
