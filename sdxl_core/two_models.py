@@ -8,7 +8,7 @@ import torch
 
 from sdxl_core.checkpoints.header import read_header
 from sdxl_core.config import ModelConfig, borrowed_towers
-from sdxl_core.devices import free_memory_bytes
+from sdxl_core.devices import free_memory_bytes, memory_guard, require_memory
 from sdxl_core.engine import CONDITIONER_PREFIX, FIRST_STAGE_PREFIX, NETWORK_PREFIX, Engine
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.presets import parts_file, parts_owner
@@ -29,6 +29,8 @@ Measured with SDXL's base and refiner in bfloat16 on a CPU, the program itself i
 Counted tensor by tensor, a step of 1024x1024 takes 0.03 more, and its decode in pieces no more than that.
 """
 
+_MOVING_HINT = "--memory reload reads a model again when its turn comes"
+
 
 def choose_residence(base_bytes: int, refiner_bytes: int, device: torch.device) -> Residence:
     """The quickest way that fits into what is free now.
@@ -38,13 +40,13 @@ def choose_residence(base_bytes: int, refiner_bytes: int, device: torch.device) 
     Args:
         base_bytes: weights of the first model, with the first stage that serves both.
         refiner_bytes: weights of the second, without one.
-        device: cpu or cuda.
+        device: where the one at work is.
     """
     free, both = free_memory_bytes(device), base_bytes + refiner_bytes
     if free is None or both * ROOM <= free:
         return "keep"
     host = free_memory_bytes(torch.device("cpu"))
-    return "offload" if device.type == "cuda" and (host is None or both <= host) else "reload"
+    return "offload" if device.type != "cpu" and (host is None or both <= host) else "reload"
 
 
 def settled(residence: Residence, device: torch.device) -> Residence:
@@ -68,7 +70,11 @@ class TwoModels:
         self.residence = residence
 
     def base(self) -> Engine:
-        """The first model, ready; the second rests. An engine of an earlier turn must not be used any more."""
+        """The first model, ready; the second rests. An engine of an earlier turn must not be used any more.
+
+        Raises:
+            MemoryExhaustedError: it does not fit, or what rests does not fit into the memory of the host.
+        """
         return self._turn(0)
 
     def refiner(self) -> Engine:
@@ -103,9 +109,15 @@ class TwoModels:
 
 
 def _move(engine: Engine, device: torch.device) -> None:
-    """Network and text towers; the first stage stays."""
-    engine.network.to(device)
-    engine.conditioner.to(device)
+    """Network, text towers and what these have said; the first stage stays."""
+    parts, name = (engine.network, engine.conditioner), engine.config.name
+    if device.type == "cpu":  # a process that takes too much there is killed
+        needed = sum(slot.nbytes for part in parts for slot in (*part.parameters(), *part.buffers()))
+        require_memory(needed, device, f"the weights of {name} while it rests", _MOVING_HINT)
+    with memory_guard(device, f"moving {name} to {device}", _MOVING_HINT):
+        for part in parts:
+            part.to(device)
+        engine.texts.move(device)
 
 
 def weights_bytes(model: ModelConfig, path: Path, dtype: torch.dtype, *, first_stage: bool) -> int:

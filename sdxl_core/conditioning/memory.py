@@ -1,5 +1,7 @@
 """Prompts that were encoded before need no tower again."""
 
+import torch
+
 from sdxl_core.conditioning.conditioner import Conditioner
 from sdxl_core.conditioning.request import ConditionRequest
 from sdxl_core.conditioning.text import TextFeatures
@@ -25,3 +27,8 @@ class TextMemory:
         if len(self._kept) > PROMPTS_KEPT:
             del self._kept[next(iter(self._kept))]
         return features
+
+    def move(self, device: torch.device) -> None:
+        """Follow the conditioner to a device."""
+        for prompts, features in self._kept.items():
+            self._kept[prompts] = tuple(part.to(device) for part in features)

@@ -35,6 +35,10 @@ class TextFeatures:
         """The features of the prompts at `index` (n,), in that order."""
         return TextFeatures(self.hidden[index], None if self.pooled is None else self.pooled[index])
 
+    def to(self, device: torch.device) -> "TextFeatures":
+        """The same on a device."""
+        return TextFeatures(self.hidden.to(device), None if self.pooled is None else self.pooled.to(device))
+
 
 def dropped(x: Tensor, drop: Tensor) -> Tensor:
     """Put zeros into a copy of x (b, ...) in each row where drop (b,) bool is set."""

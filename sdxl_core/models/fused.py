@@ -1,6 +1,7 @@
 """Layers that take the place of plain ones in a network that is not trained any more: the same function, less work."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,12 @@ class Remembered(nn.Module):
         answer: Tensor | None = self._answers.get(x)  # type: ignore[no-untyped-call]
         if answer is not None:
             answer.copy_(self.layer(x))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As every module's, which `to` and the like come to: answers stay neither behind nor as they were."""
+        self._answers.clear()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class TextPart(nn.Module):

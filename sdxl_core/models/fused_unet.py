@@ -7,7 +7,7 @@ leave their biases to the pass over their result that follows anyway.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, cast
+from typing import Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -94,8 +94,19 @@ class Shifts(nn.Module):
         joined.bias = nn.Parameter(torch.cat(biases).to(weight.dtype), requires_grad=False)
         self.joined = Remembered(nn.Sequential(nn.SiLU(), joined))
         self.widths = [len(layer.weight) for layer in layers]
-        for layer, part in zip(layers, torch.split(weight, self.widths), strict=True):
+        self._layers = tuple(layers)  # theirs, and not to be found under this one's name
+        self._share()
+
+    def _share(self) -> None:
+        weight = _linear(self.joined.layer[1]).weight.detach()  # type: ignore[index]
+        for layer, part in zip(self._layers, torch.split(weight, self.widths), strict=True):
             layer.weight = nn.Parameter(part, requires_grad=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As every module's, after that of the blocks: each part would go to another device by itself."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._share()
+        return self
 
     def part(self, i: int, emb: Tensor) -> Tensor:
         """Of the i-th block, (b, c), under an embedding (b, emb_dim)."""
