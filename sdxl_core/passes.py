@@ -41,11 +41,8 @@ from sdxl_core.models.safe_half import carry_small
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
 from sdxl_core.ops import kernels, onednn
 from sdxl_core.ops.heap import FREED
+from sdxl_core.ops.layers import replace_layers
 from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
-
-Replace = Callable[[nn.Module], nn.Module | None]
-"""What takes the place of a layer; None: it stays, and its own layers are looked at."""
-
 
 AUTO = "auto"
 """Among names of passes: all that are not approximate and that an engine can have."""
@@ -144,15 +141,6 @@ def apply_first_stage_passes(model: AutoencoderKL, place: Place, names: Sequence
             entry.first_stage(model)
 
 
-def _replace_layers(module: nn.Module, replacement: Replace) -> None:
-    for name, child in list(module.named_children()):
-        other = replacement(child)
-        if other is None:
-            _replace_layers(child, replacement)
-        else:
-            setattr(module, name, other)
-
-
 def _transformer_blocks(engine: Engine) -> Iterator[TransformerBlock]:
     return (module for module in engine.network.modules() if isinstance(module, TransformerBlock))
 
@@ -181,7 +169,7 @@ def _split_upsampling(engine: Engine) -> None:
     def replacement(layer: nn.Module) -> nn.Module | None:
         return PhaseUpsample(layer) if isinstance(layer, unet.Upsample) else None
 
-    _replace_layers(engine.network, replacement)
+    replace_layers(engine.network, replacement)
 
 
 def _split_decoder_upsampling(model: AutoencoderKL) -> None:
@@ -193,7 +181,7 @@ def _split_decoder_upsampling(model: AutoencoderKL) -> None:
                 return DecoderPhaseUpsample(layer)
         return None
 
-    _replace_layers(model.decoder, replacement)
+    replace_layers(model.decoder, replacement)
 
 
 def _no_need_of_half(place: Place) -> str | None:
@@ -234,7 +222,7 @@ def _pack(engine: Engine) -> None:
                 return PackedConv2d(layer)
         return None
 
-    _replace_layers(engine.network, replacement)
+    replace_layers(engine.network, replacement)
 
 
 def network_kernels() -> NetworkKernels:
@@ -279,7 +267,7 @@ def _to_eight_bits(engine: Engine) -> None:
         raise DeviceError("the pass fp8 cannot be made without fused_transformer", hint="--passes auto,fp8")
     if all(block.norm1.weight.numel() < EIGHT_BIT_WIDTH for block in blocks):
         raise DeviceError("the pass fp8 cannot be made: this model has no layer that is large enough to gain from it")
-    _replace_layers(engine.network, replacement)
+    replace_layers(engine.network, replacement)
 
 
 def _why_no_eight_bits(place: Place) -> str | None:

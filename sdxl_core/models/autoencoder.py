@@ -137,13 +137,14 @@ class Encoder(nn.Module):
         )
         self.mid = Middle(widths[-1], groups, attention)
         self.norm_out = group_norm(widths[-1], _EPS, groups)
+        self.act: nn.Module = nn.SiLU()
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        out: Tensor = self.conv_out(self.act(self.norm_out(self.mid(h))))
         return out
 
 
@@ -162,13 +163,14 @@ class Decoder(nn.Module):
             for i, (c_in, c_out) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
         self.norm_out = group_norm(widths[0], _EPS, groups)
+        self.act: nn.Module = nn.SiLU()
         self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:  # noqa: D102
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        out: Tensor = self.conv_out(self.act(self.norm_out(h)))
         return out
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from operator import methodcaller
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdxl_core.models.autoencoder import AutoencoderKL, Downsample, ResnetBlock, Upsample, unscale_latent
@@ -82,7 +81,7 @@ def moments_in_pieces(model: AutoencoderKL, image: Tensor, pieces: Pieces) -> tu
     source = regrouped(iter([image]), pieces.strip_bytes * model.config.in_channels // model.config.ch)
     h = torch.cat(list(_walk(source, stages, pieces)), dim=2)
     h = encoder.mid(h, in_query_chunks(encoder.mid.attn_1.attention, pieces.strip_bytes))
-    return model.split(encoder.conv_out(F.silu(encoder.norm_out(h))))
+    return model.split(encoder.conv_out(encoder.act(encoder.norm_out(h))))
 
 
 def _levels(levels: nn.ModuleList) -> Iterator[tuple[list[ResnetBlock], Upsample | Downsample | None]]:

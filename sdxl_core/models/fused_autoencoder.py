@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdxl_core.models.autoencoder import AttnBlock, AutoencoderKL, Decoder, Encoder, ResnetBlock, Upsample
+from sdxl_core.models.autoencoder import AttnBlock, AutoencoderKL, ResnetBlock, Upsample
 from sdxl_core.models.fused import DecoderPhaseUpsample, paired
 from sdxl_core.ops.attention import Attention, Softmax, in_query_chunks, sdpa, wide_scores
+from sdxl_core.ops.layers import replace_layers
 
 SCORES_BYTES = 2**27
 """Of a block of attention scores in 16 bit; at 1024x1024 of 4096 queries, enough work for all of a large GPU."""
@@ -131,46 +132,22 @@ class FusedAttnBlock(AttnBlock):
         return self.kernels.add(x, h, self.proj_out.bias)
 
 
-class FusedEncoder(Encoder):
-    """An encoder that ends in one pass for its last norm.
+class FusedNorm(nn.GroupNorm):
+    """A norm and the SiLU after it.
 
     Args:
-        plain: the encoder, whose blocks are fused already.
+        plain: the norm.
         kernels: what it is made of.
     """
 
-    def __init__(self, plain: Encoder, kernels: Kernels) -> None:
+    def __init__(self, plain: nn.GroupNorm, kernels: Kernels) -> None:
         nn.Module.__init__(self)
-        self.conv_in, self.down, self.mid = plain.conv_in, plain.down, plain.mid
-        self.norm_out, self.conv_out, self.kernels = plain.norm_out, plain.conv_out, kernels
+        self.num_groups, self.num_channels, self.eps = plain.num_groups, plain.num_channels, plain.eps
+        self.affine, self.weight, self.bias = plain.affine, plain.weight, plain.bias
+        self.kernels = kernels
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        h = self.conv_in(x)
-        for level in self.down:
-            h = level(h)
-        out: Tensor = self.conv_out(self.kernels.normed(self.norm_out, self.mid(h)))
-        return out
-
-
-class FusedDecoder(Decoder):
-    """A decoder that ends in one pass for its last norm.
-
-    Args:
-        plain: the decoder, whose blocks are fused already.
-        kernels: what it is made of.
-    """
-
-    def __init__(self, plain: Decoder, kernels: Kernels) -> None:
-        nn.Module.__init__(self)
-        self.conv_in, self.up, self.mid = plain.conv_in, plain.up, plain.mid
-        self.norm_out, self.conv_out, self.kernels = plain.norm_out, plain.conv_out, kernels
-
-    def forward(self, z: Tensor) -> Tensor:  # noqa: D102
-        h = self.mid(self.conv_in(z))
-        for level in reversed(self.up):
-            h = level(h)
-        out: Tensor = self.conv_out(self.kernels.normed(self.norm_out, h))
-        return out
+        return self.kernels.normed(self, x)
 
 
 class JoinedUpsample(Upsample):
@@ -208,21 +185,24 @@ def fuse_first_stage(model: AutoencoderKL, kernels: FirstStageKernels, doubling:
         kernels: what the blocks are made of.
         doubling: what takes the place of doubling by phases.
     """
+
+    def replacement(layer: nn.Module) -> nn.Module | None:
+        match layer:
+            case FusedResnetBlock() | FusedAttnBlock():
+                return layer
+            case ResnetBlock():
+                return FusedResnetBlock(layer, kernels)
+            case AttnBlock():
+                return FusedAttnBlock(layer, kernels)
+            case DecoderPhaseUpsample():
+                return doubling(layer, kernels)
+        return None
+
     model.to(memory_format=torch.channels_last)
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            match layer:
-                case FusedResnetBlock() | FusedAttnBlock():
-                    pass
-                case ResnetBlock():
-                    setattr(parent, name, FusedResnetBlock(layer, kernels))
-                case AttnBlock():
-                    setattr(parent, name, FusedAttnBlock(layer, kernels))
-                case DecoderPhaseUpsample():
-                    setattr(parent, name, doubling(layer, kernels))
-    if not isinstance(model.encoder, FusedEncoder):
-        model.encoder = FusedEncoder(model.encoder, kernels)
-        model.decoder = FusedDecoder(model.decoder, kernels)
+    replace_layers(model, replacement)
+    for half in (model.encoder, model.decoder):
+        if not isinstance(half.norm_out, FusedNorm):
+            half.norm_out, half.act = FusedNorm(half.norm_out, kernels), nn.Identity()
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

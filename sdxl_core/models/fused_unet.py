@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from sdxl_core.models import autoencoder
 from sdxl_core.models.fused import FusedSelfAttention, PhaseUpsample, Remembered
-from sdxl_core.models.fused_autoencoder import Doubling, JoinedUpsample, Kernels
+from sdxl_core.models.fused_autoencoder import Doubling, FusedNorm, JoinedUpsample, Kernels
 from sdxl_core.models.transformer import GEGLU, AttendMap, CrossAttention, SpatialTransformer, TransformerBlock
 from sdxl_core.models.unet import ResBlock, UNet, Upsample
+from sdxl_core.ops.layers import replace_layers
 from sdxl_core.ops.woven import unweave, weave
 from sdxl_core.types import Attend
 
@@ -272,24 +273,6 @@ class FusedSpatialTransformer(SpatialTransformer):
         return self.kernels.add(x, h.permute(0, 3, 1, 2), self.bias)
 
 
-class FusedNorm(nn.GroupNorm):
-    """A norm and the SiLU after it.
-
-    Args:
-        plain: the norm.
-        kernels: what it is made of.
-    """
-
-    def __init__(self, plain: nn.GroupNorm, kernels: Kernels) -> None:
-        nn.Module.__init__(self)
-        self.num_groups, self.num_channels, self.eps = plain.num_groups, plain.num_channels, plain.eps
-        self.affine, self.weight, self.bias = plain.affine, plain.weight, plain.bias
-        self.kernels = kernels
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.kernels.normed(self, x)
-
-
 class DoublingUpsample(Upsample):
     """Upsampling as the first stage's on a GPU; the plain weights stay for sizes that are not the double.
 
@@ -332,7 +315,7 @@ def fuse_norms(network: UNet, kernels: NetworkKernels, doubling: Doubling = Join
                 return DoublingUpsample(layer, kernels, doubling)
         return None
 
-    _replace(network, replacement)
+    replace_layers(network, replacement)
     network.out[0], network.out[1] = FusedNorm(_norm(network.out[0]), kernels), nn.Identity()
 
 
@@ -342,14 +325,7 @@ def fuse_transformers(network: UNet, kernels: NetworkKernels) -> None:
     def replacement(layer: nn.Module) -> nn.Module | None:
         return FusedSpatialTransformer(layer, kernels) if isinstance(layer, SpatialTransformer) else None
 
-    _replace(network, replacement)
-
-
-def _replace(network: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> None:
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if (other := replacement(child)) is not None:
-                setattr(parent, name, other)
+    replace_layers(network, replacement)
 
 
 def _self_parts(attn: nn.Module, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,12 +1,16 @@
 """Layers that several networks share."""
 
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Layer = TypeVar("Layer", bound=nn.Module)
+
+Replacement = Callable[[nn.Module], nn.Module | None]
+"""What takes the place of a layer; None: it stays, and its own layers are looked at."""
 
 
 def group_norm(channels: int, eps: float, groups: int = 32) -> nn.GroupNorm:
@@ -23,6 +27,16 @@ def zeroed(layer: Layer) -> Layer:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def replace_layers(module: nn.Module, replacement: Replacement) -> None:
+    """Put others in the place of the layers inside a module."""
+    for name, child in list(module.named_children()):
+        other = replacement(child)
+        if other is None:
+            replace_layers(child, replacement)
+        else:
+            setattr(module, name, other)
 
 
 def sinusoid(values: Tensor, features: int, max_period: float = 10000.0) -> Tensor:

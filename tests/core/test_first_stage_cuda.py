@@ -14,7 +14,7 @@ from sdxl_core.config import FirstStageConfig
 from sdxl_core.first_stage import decode_latents, encode_images
 from sdxl_core.models.autoencoder import AutoencoderKL, Upsample
 from sdxl_core.models.fused import DecoderPhaseUpsample
-from sdxl_core.models.fused_autoencoder import FusedDecoder, JoinedUpsample
+from sdxl_core.models.fused_autoencoder import FusedNorm, JoinedUpsample
 from sdxl_core.models.safe_half import carry_small
 from sdxl_core.passes import Beside, apply_first_stage_passes, first_stage_kernels
 
@@ -42,7 +42,7 @@ def prepared(plain: AutoencoderKL, dtype: torch.dtype) -> AutoencoderKL:
     if dtype is torch.bfloat16:
         model = model.to(dtype)
     apply_first_stage_passes(model, Beside(torch.device("cuda"), dtype))
-    assert isinstance(model.decoder, FusedDecoder), "a pass cannot be had here"
+    assert isinstance(model.decoder.norm_out, FusedNorm), "a pass cannot be had here"
     return model
 
 
