@@ -16,12 +16,12 @@ from sdxl_cli.console import PIPE_CLOSED, Console, drop_stdout, plain_warnings, 
 from sdxl_core.errors import MemoryExhaustedError, SdxlError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-INTERNAL_BUG = 101
+SOME_FAILED, INTERNAL_BUG = 3, 101
 EXIT_CODES = {
     0: "all done",
     1: "a picture cannot be read or written, or is not finite",
     2: "a flag, prompt, preset or device that cannot be honoured",
-    3: "some pictures failed, the others are written",
+    SOME_FAILED: "some pictures failed or were left out, the others are written",
     4: "a model file is missing or was rejected",
     5: "out of memory",
     INTERNAL_BUG: "a bug in sdxl",

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdxl_cli.boundary import Stopped
+from sdxl_cli.boundary import SOME_FAILED, Stopped
 from sdxl_cli.console import Console, counted, print_error, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from sdxl_core.models.autoencoder import AutoencoderKL
     from sdxl_core.two_models import TwoModels
     from sdxl_core.types import Step
-
-SOME_FAILED = 3
 
 
 @dataclass(slots=True)
@@ -88,14 +86,14 @@ def draw(run: Run, flags: DrawFlags, console: Console) -> int:
     """Draw every job of a run.
 
     Returns:
-        The exit code: 0, 3 when some pictures failed, or that of the failure when all did.
+        The exit code: 0, 3 when some pictures failed or were left out, or that of the failure when all did.
 
     Raises:
         SdxlError: the model cannot be loaded, memory ran out, or the output cannot be written.
         Stopped: a signal came; its message says how many pictures are done.
     """
     assert run.model_path is not None
-    tally = _Tally(len(run.jobs))
+    tally = _Tally(len(run.jobs), failures=list(run.left_out))
     try:
         prepare_directory(run.names.destination.directory)
         with open_view(console) as view:

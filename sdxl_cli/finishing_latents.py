@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdxl_cli.boundary import finishing
+from sdxl_cli.boundary import SOME_FAILED, finishing
 from sdxl_cli.commands.decode import DecodeFlags
 from sdxl_cli.console import Console, print_error
 from sdxl_cli.jobs import DEFAULT_PRESET, LATENT_SUFFIX, preset_for
@@ -30,8 +30,6 @@ from sdxl_core.records import Record, Weights, encode_picture
 if TYPE_CHECKING:
     from sdxl_core.first_stage import Picture
     from sdxl_core.models.autoencoder import AutoencoderKL
-
-SOME_FAILED = 3
 
 
 @dataclass(frozen=True, slots=True)

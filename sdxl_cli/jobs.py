@@ -97,6 +97,7 @@ class Run:
         refiner: the model that finishes the pictures.
         names: hands out further names, should one be taken meanwhile.
         jobs: one a picture, in order.
+        left_out: why files that a drawing should have started from were left out.
     """
 
     preset: Preset
@@ -106,6 +107,7 @@ class Run:
     refiner: Refiner | None
     names: Names
     jobs: tuple[Job, ...]
+    left_out: tuple[SdxlError, ...] = ()
 
 
 def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pictures: Pictures | None = None) -> Run:
@@ -119,7 +121,7 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pict
 
     Raises:
         UsageError: a flag, a prompt or a preset that cannot be honoured.
-        PictureError: a picture that cannot be used.
+        PictureError: no picture that can be used.
         CheckpointError: a model file that is missing or of the wrong kind.
         OutputError: a file name that is taken.
     """
@@ -135,9 +137,8 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pict
     prompts = gather_prompts(asked, flags.prompts_file) if given else []
     _check_count(flags.count * max(len(prompts), 1) * (1 if pictures is None else len(pictures.paths)))
     destination = resolve_destination(flags.output, flags.format)
-    paths = () if pictures is None else pictures.paths
     # Before a model is asked for, which may have to be fetched first.
-    texts = [prompts] * max(len(paths), 1) if given else [[prompt] for prompt in recorded_prompts(paths)]
+    own = {} if given or pictures is None else recorded_prompts(pictures)
     preset, model_path = _choose_model(flags, _overrides(flags, console, pictures), console)
     preset, predicts = _as_trained(preset, model_path, console)
     if pictures is None and preset.model.kind in ("inpaint", "edit"):
@@ -149,11 +150,14 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pict
     if vae_path is not None:
         read_header(vae_path)
     refiner = resolve_refiner(flags, preset)
-    starts = [None] if pictures is None else pictures.starts(preset, console)
-    wanted = [(prompt, start) for start, own in zip(starts, texts, strict=True) for prompt in own]
+    wanted: list[tuple[str, Start | None]] = [(prompt, None) for prompt in prompts]
+    if pictures is not None:
+        starts = pictures.starts(preset, console)
+        wanted = [(prompt, start) for start in starts for prompt in (prompts if given else [own[start.picture]])]
     plans = _plans(flags, console, wanted, preset, model_path, vae_path, refiner)
     names, jobs = _name(plans, destination, flags)
-    return Run(preset, predicts, model_path, vae_path, refiner, names, jobs)
+    left_out = () if pictures is None else tuple(pictures.failures)
+    return Run(preset, predicts, model_path, vae_path, refiner, names, jobs, left_out)
 
 
 def _check_count(pictures: int) -> None:

@@ -3,17 +3,17 @@
 import glob
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sdxl_cli.console import Console
+from sdxl_cli.console import Console, print_error
 from sdxl_cli.options import parse_aspect
 from sdxl_cli.picture_flags import Img2ImgFlags, RefineFlags
-from sdxl_core.canvas import Canvas, build_canvas, spread
+from sdxl_core.canvas import Canvas, build_canvas, check_mask, spread
 from sdxl_core.config import ModelConfig, SourceConfig
-from sdxl_core.errors import UsageError
+from sdxl_core.errors import SdxlError, UsageError
 from sdxl_core.latent_files import SavedLatent, check_latent, latent_source, read_latent
 from sdxl_core.masks import bounds
 from sdxl_core.picture_files import PictureError, read_record
@@ -34,6 +34,8 @@ LATENT = ".safetensors"
 """How the name of a saved latent ends."""
 
 _PICTURE_NAME = re.compile(r"\S+\.(png|jpe?g|webp|tiff?|bmp|gif|avif|heic)", re.IGNORECASE)
+T = TypeVar("T")
+
 _MARGINS = re.compile(r"(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})", re.ASCII)
 
 
@@ -79,21 +81,43 @@ class Start:
         return build_canvas(self.source, plan.size, picture, mask)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pictures:
     """What a command line says of pictures.
 
     Args:
-        paths: the files, at least one.
+        paths: the files, at least one; fewer when some are left out.
         prompts: those among the arguments and flags; none where a file of prompts, or each picture's own, is taken.
         flags: the rest.
         strength: where neither flags nor preset say one; None for what `build_source` takes.
+
+    Attributes:
+        failures: why files were left out.
     """
 
     paths: tuple[Path, ...]
     prompts: tuple[str, ...]
     flags: Img2ImgFlags
     strength: float | None = None
+    failures: list[SdxlError] = field(default_factory=list, init=False)
+
+    def each(self, work: Callable[[Path], T]) -> list[T]:
+        """What is made of every file; one that it cannot be made of is said, and left out from now on.
+
+        Raises:
+            SdxlError: it cannot be made of the last one that is left.
+        """
+        made = []
+        for path in self.paths:
+            try:
+                made.append(work(path))
+            except SdxlError as error:
+                if len(self.paths) == 1:
+                    raise
+                print_error(error.message, error.hint)
+                self.failures.append(error)
+                self.paths = tuple(other for other in self.paths if other is not path)
+        return made
 
     def overrides(self) -> dict[str, Any]:
         """What the flags set in a recipe."""
@@ -116,7 +140,7 @@ class Pictures:
         """Read every picture once, so that none that cannot be used is found after hours of drawing.
 
         Raises:
-            PictureError: a file is missing, damaged or no picture.
+            SdxlError: the mask cannot be used, or no picture.
             UsageError: a mask, margins or an aspect that cannot be honoured.
         """
         how, margins = self._how(preset), _parse_margins(self.flags.pad)
@@ -124,19 +148,23 @@ class Pictures:
         if mask is None and (self.flags.only_masked or self.flags.mask_invert) and not any(margins):
             name = "--only-masked" if self.flags.only_masked else "--mask-invert"
             raise UsageError(f"{name} needs a mask", hint="give --mask FILE")
+        if mask is not None and not any(margins):
+            check_mask(mask, how.mask)
+        aspect = None if self.flags.aspect in (None, INPUT) else parse_aspect(self.flags.aspect)
         notes = list(() if mask is None else mask.notes)
-        starts = []
-        for path in self.paths:
+
+        def start(path: Path) -> Start:
             if path.suffix == LATENT:
-                starts.append(self._from_latent(path, preset))
-                continue
+                return self._from_latent(path, preset)
             picture = read_picture(path, how.background)
-            notes += picture.notes
             source = build_source(preset.model, how, picture.file, None if mask is None else mask.file, margins)
             _, level = spread(source, picture, mask)
+            notes.extend(picture.notes)
             if mask is not None and mask.file.size != picture.file.size:
                 notes.append(f"{mask.file.name} is scaled to the {_size(picture)} of {path.name}")
-            starts.append(Start(source, path, self.flags.mask, self._aspect(source, level, preset)))
+            return Start(source, path, self.flags.mask, aspect or self._own_aspect(source, level, preset))
+
+        starts = self.each(start)
         for note in dict.fromkeys(notes):
             console.note(note)
         return starts
@@ -163,13 +191,13 @@ class Pictures:
         source = build_source(model, self._how(preset), file).model_copy(update={"latent": True})
         return Start(source, path, None, source.canvas_size[1] / source.canvas_size[0])
 
-    def _aspect(self, source: Source, level: Pixels | None, preset: Preset) -> float | None:
+    def _own_aspect(self, source: Source, level: Pixels | None, preset: Preset) -> float | None:
         if self.flags.aspect == INPUT:
             return source.canvas_size[1] / source.canvas_size[0]
-        if self.flags.aspect is None and level is not None and source.how.mask.only and preset.recipe.size is None:
+        if level is not None and source.how.mask.only and preset.recipe.size is None:
             (top, left, bottom, right), around = bounds(level), 2 * source.how.mask.padding
             return (right - left + around) / (bottom - top + around)
-        return parse_aspect(self.flags.aspect)
+        return None
 
 
 def gather_pictures(flags: Img2ImgFlags) -> Pictures:
@@ -198,15 +226,15 @@ def gather_files(flags: RefineFlags) -> Pictures:
     return Pictures(paths, tuple(flags.prompts or ()), flags, REFINE_STRENGTH)
 
 
-def recorded_prompts(paths: Sequence[Path]) -> list[str]:
+def recorded_prompts(pictures: Pictures) -> dict[Path, str]:
     """The prompts that pictures were drawn from, as their records say.
 
     Raises:
-        PictureError: one is missing, or cannot be read.
-        UsageError: one has none.
+        SdxlError: none is there and has one.
     """
-    prompts = []
-    for path, prompt in [(path, _recorded(path, "prompt")) for path in paths]:  # what is missing is said first
+
+    def prompt_of(path: Path) -> str:
+        prompt = _recorded(path, "prompt")
         if not isinstance(prompt, str) or not prompt.strip():
             if path.suffix != LATENT:
                 read_picture(path)  # no picture, or a damaged one, is said first: a prompt would not help
@@ -214,20 +242,24 @@ def recorded_prompts(paths: Sequence[Path]) -> list[str]:
                 f"no prompt was given, and {path} has none in a record of its own",
                 hint='say what it shows, such as --prompt "a cat"',
             )
-        prompts.append(prompt)
-    return prompts
+        return prompt
+
+    prompts = pictures.each(prompt_of)
+    return dict(zip(pictures.paths, prompts, strict=True))
 
 
-def refiner_of(paths: Sequence[Path]) -> str:
+def refiner_of(pictures: Pictures) -> str:
     """The preset of the refiner for pictures and latents: that of the model which drew them.
 
     SDXL's where no record says a model that has one, as of a photograph.
 
     Raises:
+        SdxlError: none is there.
         UsageError: they were drawn by models with different refiners.
     """
     known = {entry.name for entry in list_presets()}
-    names = sorted({str(name) for path in paths if (name := _recorded(path, "model")) in known})
+    drew = set(pictures.each(lambda path: _recorded(path, "model")))
+    names = sorted(str(name) for name in drew if name in known)
     presets = [load_preset(name) for name in names]
     refiners = {p.name if p.model.kind == "refiner" else p.recipe.refiner.preset or DEFAULT_REFINER for p in presets}
     if len(refiners) > 1:

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from sdxl_core.config import MaskConfig
 from sdxl_core.errors import UsageError
 from sdxl_core.masks import Box, bounds, feather, grow, paste, widen
 from sdxl_core.resolutions import Size
@@ -98,12 +99,25 @@ def spread(source: Source, picture: SourcePicture, mask: SourcePicture | None) -
     level = grow(np.pad(level, around, constant_values=255), how.grow)
     if not level.any():
         assert mask is not None
-        colour = "white" if how.invert else "black"
-        raise UsageError(
-            f"the mask {mask.file.name} is {colour} everywhere, so nothing would be repainted",
-            hint="white is repainted and black stays; --mask-invert turns that round",
-        )
+        raise _nothing_to_paint(mask, how)
     return pixels, level
+
+
+def check_mask(mask: SourcePicture, how: MaskConfig) -> None:
+    """Refuse a mask that leaves nothing to be repainted of any picture.
+
+    Raises:
+        UsageError: see there.
+    """
+    if (mask.pixels == (255 if how.invert else 0)).all():
+        raise _nothing_to_paint(mask, how)
+
+
+def _nothing_to_paint(mask: SourcePicture, how: MaskConfig) -> UsageError:
+    return UsageError(
+        f"the mask {mask.file.name} is {'white' if how.invert else 'black'} everywhere, so nothing would be repainted",
+        hint="white is repainted and black stays; --mask-invert turns that round",
+    )
 
 
 def working_box(source: Source, level: Pixels, aspect: float) -> Box:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sdxl_cli.boundary import SOME_FAILED
 from sdxl_cli.completion import complete_model
 from sdxl_cli.console import Console, print_error
 from sdxl_cli.options import Json, flag
@@ -16,8 +17,6 @@ EPILOG = """
   sdxl inspect outputs/00001-42-a-cat.png
   sdxl inspect *.safetensors --json
 """
-
-SOME_FAILED = 3
 
 Files = Annotated[
     list[str],

@@ -30,5 +30,5 @@ def refine(flags: RefineFlags) -> None:
     console = Console(quiet=flags.quiet)
     files = gather_files(flags)
     if flags.preset is None:
-        flags = replace(flags, preset=refiner_of(files.paths) if flags.model is None else refiner_in(flags.model))
+        flags = replace(flags, preset=refiner_of(files) if flags.model is None else refiner_in(flags.model))
     run_or_show(resolve_run(flags, files.prompts, console, files), flags, console)

@@ -226,11 +226,36 @@ def test_an_inpainting_model_must_be_told_what_to_paint(sdxl: Sdxl) -> None:
     assert "is an inpainting model, and nothing says what to paint" in result.err
 
 
+def test_a_picture_that_cannot_be_used_does_not_stop_the_others(img2img: Sdxl) -> None:
+    picture("a.png"), picture("b.png"), picture("dot.png", 1, 1), picture("cut.png")
+    Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:-2000])
+    given = "a.png", "gone.png", "cut.png", "dot.png", "b.png", "a cat", "-o", "out/{source}.png"
+    result = img2img(*given)
+    assert (result.code, [path.name for path in result.paths]) == (3, ["a.png", "b.png"])
+    assert result.err.count("error:") == 3
+    for said in ("gone.png: no such file", "cut.png: damaged or cut off", "dot.png is 1x1"):
+        assert said in result.err
+    shown = img2img(*given, "--dry-run")
+    assert (shown.code, shown.err.count("error:")) == (3, 3)
+
+
+def test_where_no_picture_can_be_used_the_last_reason_is_the_exit_code(img2img: Sdxl) -> None:
+    picture("plain.png")
+    result = img2img("gone.png", "plain.png", "-o", "out")
+    assert (result.code, result.out, result.err.count("error:")) == (2, "", 2)
+    assert not Path("out").exists()
+
+
+def test_what_is_wrong_with_the_mask_is_said_once(img2img: Sdxl) -> None:
+    picture("a.png"), picture("b.png"), mask("black.png", value=0)
+    result = img2img("a.png", "b.png", "a cat", "--mask", "black.png")
+    assert (result.code, result.out, result.err.count("error:")) == (2, "", 1)
+
+
 BAD = {
     "nothing at all": ((), 2, "no picture was given"),
     "a prompt alone": (("a cat",), 2, "no picture was given"),
     "missing": (("gone.png", "a cat"), 1, "gone.png: no such file"),
-    "missing and no prompt": (("photo.png", "gone.png"), 1, "gone.png: no such file"),
     "no match": (("x*.png", "a cat"), 2, "no picture matches 'x*.png'"),
     "a folder": ((".", "a cat"), 1, ".: not a file"),
     "text": (("notes.txt", "a cat"), 1, "notes.txt: not a picture that can be read"),

@@ -56,6 +56,20 @@ def saved_suffix(path: Path) -> str:
     return "".join(path.suffixes[-2:])
 
 
+def test_a_file_that_cannot_be_refined_does_not_stop_the_others(refine: Sdxl, sdxl: Sdxl, drawn: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save("plain.png")
+    write_latent(Path("video.safetensors"), (16, 8, 8))
+    argv = "gone.png", drawn, "plain.png", "-o", "out"
+    result = refine(*argv)
+    assert (result.code, len(result.paths), result.err.count("error:")) == (3, 1, 2)
+    assert "gone.png: no such file" in result.err
+    assert "no prompt was given, and plain.png has none" in " ".join(result.err.split())
+    latents = refine("video.safetensors", drawn.with_suffix(".latent.safetensors"), "--prompt", "a cat", "-o", "out")
+    assert (latents.code, len(latents.paths)) == (3, 1)
+    unnamed = sdxl("refine", *argv, "--dry-run")  # whose refiner the others' records tell
+    assert (unnamed.code, unnamed.err.count("error: gone.png")) == (3, 1)
+
+
 def test_words_of_ones_own_replace_the_record(refine: Sdxl, drawn: Path) -> None:
     result = refine(drawn, "--prompt", "a dog", "--seed", 3, "-o", "dog.png")
     assert ((read_record(result.paths[0]).record or {})["plan"])["prompt"] == "a dog"
