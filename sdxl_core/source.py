@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from sdxl_core.config import Config, ModelConfig, Positive, SourceConfig
 from sdxl_core.diffusion.levels import steps_of_whole
 from sdxl_core.errors import UsageError
+from sdxl_core.resolutions import LARGEST_SIDE
 
 _SAME_SHAPE = 0.02  # in ln(width / height): what rounding does to a mask of another size
 
@@ -112,8 +113,8 @@ def build_source(
         margins: (left, top, right, bottom) pixels to be added and painted.
 
     Raises:
-        UsageError: a picture of nearly nothing, a mask of another shape than the picture, or an inpainting model
-            without anything to paint.
+        UsageError: a picture of nearly nothing, margins that make it larger than can be drawn, a mask of another shape
+            than the picture, or an inpainting model without anything to paint.
     """
     height, width = picture.size
     if min(height, width) < model.first_stage.factor:
@@ -136,7 +137,14 @@ def build_source(
         )
     if how.strength is None:
         how = how.model_copy(update={"strength": 1.0 if part or condition == "edit" else 0.6})
-    return Source(picture=picture, mask=mask, margins=margins, condition=condition, how=how)
+    source = Source(picture=picture, mask=mask, margins=margins, condition=condition, how=how)
+    if any(margins) and max(source.canvas_size) > LARGEST_SIDE:
+        height, width = source.canvas_size
+        raise UsageError(
+            f"{picture.name} is {width}x{height} with its margins, which is larger than {LARGEST_SIDE}",
+            hint="paint less around it: --pad LEFT,TOP,RIGHT,BOTTOM",
+        )
+    return source
 
 
 def _shape(file: SourceFile) -> float:

@@ -273,6 +273,11 @@ BAD = {
     "only masked without a mask": (("photo.png", "a cat", "--only-masked"), 2, "--only-masked needs a mask"),
     "pad of nothing": (("photo.png", "a cat", "--pad", "0,0,0,0"), 2, "--pad '0,0,0,0' adds nothing"),
     "pad of one": (("photo.png", "a cat", "--pad", "8"), 2, "--pad '8' is not four numbers of at most four digits"),
+    "pad beyond what can be drawn": (
+        ("photo.png", "a cat", "--pad", "9999,0,9999,0"),
+        2,
+        "photo.png is 20062x64 with its margins, which is larger than 16384",
+    ),
     "one pixel": (("dot.png", "a cat"), 2, "dot.png is 1x1, less than one latent cell"),
     "no colour": (("photo.png", "a cat", "--background", "whit"), 2, "'whit' is no colour"),
     "grown by less": (("photo.png", "a cat", "--mask", "mask.png", "--mask-grow", -1), 2, "--mask-grow: "),
