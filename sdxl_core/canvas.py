@@ -11,7 +11,7 @@ from sdxl_core.errors import UsageError
 from sdxl_core.masks import Box, bounds, feather, grow, paste, widen
 from sdxl_core.resolutions import Size
 from sdxl_core.source import Source
-from sdxl_core.source_pictures import Pixels, SourcePicture
+from sdxl_core.source_pictures import Pixels, SourcePicture, settled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,13 +70,13 @@ def build_canvas(source: Source, size: Size, picture: SourcePicture, mask: Sourc
         piece = (slice(top, bottom), slice(left, right))
         return Canvas(
             _stretch(below[piece], size, Image.Resampling.LANCZOS),
-            _stretch(level[piece], size, Image.Resampling.BILINEAR),
+            settled(_stretch(level[piece], size, Image.Resampling.BILINEAR)),
             Frame(below, feather(level, how.blur), box),
         )
     image = fit(below, size, source.how.resize)
     if level is None:
         return Canvas(image)
-    fitted = fit(level, size, source.how.resize)
+    fitted = settled(fit(level, size, source.how.resize))
     return Canvas(image, fitted, Frame(image, feather(fitted, how.blur), (0, 0, *size)))
 
 
@@ -94,7 +94,7 @@ def spread(source: Source, picture: SourcePicture, mask: SourcePicture | None) -
     how = source.how.mask
     level = np.zeros(picture.file.size, np.uint8)
     if mask is not None:
-        level = _stretch(mask.pixels, picture.file.size, Image.Resampling.BILINEAR)
+        level = settled(_stretch(mask.pixels, picture.file.size, Image.Resampling.BILINEAR))
         level = 255 - level if how.invert else level
     level = grow(np.pad(level, around, constant_values=255), how.grow)
     if not level.any():

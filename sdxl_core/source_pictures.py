@@ -65,10 +65,13 @@ def read_mask(path: Path) -> SourcePicture:
         PictureError: as `read_picture`.
     """
     rgb = read_picture(path, "#000000")
-    level = np.array(Image.fromarray(rgb.pixels).convert("L"))
-    level[level < 8] = 0
-    level[level > 247] = 255
-    return SourcePicture(rgb.file, level, rgb.notes)
+    level = np.asarray(Image.fromarray(rgb.pixels).convert("L"))
+    return SourcePicture(rgb.file, settled(level), rgb.notes)
+
+
+def settled(mask: Pixels) -> Pixels:
+    """A mask (h, w) where what is within 3 % of black or white is that."""
+    return np.where(mask < 8, 0, np.where(mask > 247, 255, mask)).astype(np.uint8)
 
 
 def parse_colour(text: str) -> str:

@@ -146,6 +146,18 @@ def test_a_mask_of_another_size_is_scaled_and_one_of_another_shape_refused() -> 
         canvas_of(picture, (64, 96), mask_of(64, 64, slice(0, 16), slice(0, 16)))
 
 
+@pytest.mark.parametrize("only", [False, True])
+def test_scaling_leaves_no_trace_of_white_on_black_nor_of_black_on_white(only: bool) -> None:
+    picture, half = noise(64, 1000), mask_of(64, 1000, slice(None), slice(500, None))
+    canvas = canvas_of(picture, (64, 1024), half, resize="stretch", only=only, padding=500)
+    assert set(np.unique(canvas.mask)) == {0, 255}
+    coarse = canvas_of(noise(64, 1024), (64, 1024), mask_of(4, 64, slice(None), slice(32, None)), only=only)
+    between = np.setdiff1d(np.unique(coarse.mask), [0, 255])
+    assert len(between) > 8
+    assert between.min() >= 8
+    assert between.max() <= 247
+
+
 def test_black_and_white_masks() -> None:
     picture = noise(16, 16)
     black, white = mask_of(16, 16, slice(0, 0), slice(0, 0)), mask_of(16, 16, slice(0, 16), slice(0, 16))
