@@ -24,6 +24,9 @@ Picture = NDArray[np.uint8]
 TILE, TILE_OVERLAP = 64, 16
 """Latent cells of a blended tile's side, and of what neighbours share: 512 and 128 pixels."""
 
+LIBRARIES_BYTES = 2**28
+"""What libraries and the C library's heap hold beside the tensors while a picture is decoded in pieces."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Way:
@@ -169,7 +172,7 @@ def _decoding_ways(model: AutoencoderKL, size: tuple[int, int], decoding: Decodi
         _whole_bytes(model, tile) + 16 * size[0] * size[1],
     )
     pieces = [
-        _Way(title, partial(decode_in_pieces, pieces=cut), _pieces_bytes(model, size, cut))
+        _Way(title, partial(decode_in_pieces, pieces=cut), pieces_bytes(model, size, cut))
         for title, cut in (
             ("in pieces", pieces_for(device)),
             ("in pieces without the finest level", pieces_for(device, keep_finest=False)),
@@ -186,7 +189,7 @@ def _encoding_ways(model: AutoencoderKL, size: tuple[int, int]) -> list[_Way]:
         _Way(
             "in pieces",
             lambda m, image: torch.cat(moments_in_pieces(m, image, cut), dim=1),
-            _pieces_bytes(model, size, cut),
+            pieces_bytes(model, size, cut),
         ),
     ]
 
@@ -197,9 +200,10 @@ def _whole_bytes(model: AutoencoderKL, size: tuple[int, int]) -> int:
     return int(size[0] * size[1] * 4 * widths[min(1, len(widths) - 1)] * _dtype(model).itemsize)
 
 
-def _pieces_bytes(model: AutoencoderKL, size: tuple[int, int], pieces: Pieces) -> int:
-    """The largest map that is kept, or five of the middle's, strips, and what the libraries hold: measured on a CPU.
+def pieces_bytes(model: AutoencoderKL, size: tuple[int, int], pieces: Pieces) -> int:
+    """About what decoding one picture of `size` (height, width) in pieces takes beside the weights.
 
+    The largest map that is kept, or five of the middle's, strips, and what the libraries hold: measured on a CPU.
     Where the finest is not kept, the map below it counts twice: the C library does not give back the room between
     strips, so that the next map of that size finds none.
     """
@@ -207,7 +211,7 @@ def _pieces_bytes(model: AutoencoderKL, size: tuple[int, int], pieces: Pieces) -
     maps = [model.config.ch * mult / 4**depth for depth, mult in enumerate(model.config.ch_mult)]
     kept = max(maps if pieces.keep_finest else [2 * width for width in maps[1:]], default=0.0)
     held = max(0.0 if pieces.store else kept, 5 * maps[-1])
-    return int(pixels * (held * itemsize + 24)) + 20 * pieces.strip_bytes + 2**28
+    return int(pixels * (held * itemsize + 24)) + 20 * pieces.strip_bytes + LIBRARIES_BYTES
 
 
 def _finite(

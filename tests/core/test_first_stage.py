@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support_card import NAME, PLUGS_IN, plugged_in
 from support_diffusers import to_diffusers_vae
 from support_memory import LiveBytes
 from support_networks import randn, randomized, relative_error
@@ -17,8 +18,9 @@ from torch import Tensor
 from sdxl_core.config import Decoding, FirstStageConfig
 from sdxl_core.diffusion.noise import PictureNoise
 from sdxl_core.errors import MemoryExhaustedError, NumericsError
-from sdxl_core.first_stage import decode_latents, encode_images, least_memory_bytes
+from sdxl_core.first_stage import LIBRARIES_BYTES, decode_latents, encode_images, least_memory_bytes, pieces_bytes
 from sdxl_core.models.autoencoder import AutoencoderKL
+from sdxl_core.models.autoencoder_strips import Pieces, decode_in_pieces
 from sdxl_core.ops.attention import sdpa
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +140,21 @@ def test_estimates_of_memory_hold(vae: AutoencoderKL, decoding: Decoding) -> Non
     with LiveBytes() as live:
         decode_latents(vae, latent, decoding=decoding)
     assert live.peak <= 1.15 * least_memory_bytes(vae, (192, 192), decoding)
+
+
+@pytest.mark.skipif(not PLUGS_IN, reason="this PyTorch takes no device from Python")
+@pytest.mark.parametrize("store", [None, torch.device("cpu")], ids=["maps on the card", "maps on the host"])
+@pytest.mark.parametrize("keep_finest", [True, False])
+@torch.inference_mode()
+def test_the_estimate_for_pieces_is_what_a_card_holds_of_them(keep_finest: bool, store: torch.device | None) -> None:
+    with plugged_in() as card:
+        config = FirstStageConfig(ch=16, num_res_blocks=1, norm_groups=8)
+        vae, latent = randomized(AutoencoderKL(config)).to(NAME), randn(1, 4, 16, 16).to(NAME)
+        before, pieces = card.now, Pieces(keep_finest, strip_bytes=2**16, store=store)
+        card.reset()
+        decode_in_pieces(vae, latent, pieces)
+        estimate = pieces_bytes(vae, (128, 128), pieces) - LIBRARIES_BYTES
+        assert 0.45 * estimate < card.peak - before < 0.9 * estimate
 
 
 def test_half_precision_that_overflows_is_repeated_and_said(vae: AutoencoderKL) -> None:
