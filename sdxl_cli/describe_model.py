@@ -16,7 +16,7 @@ from sdxl_core.checkpoints.detect import Detection, detect
 from sdxl_core.checkpoints.hashing import file_hash
 from sdxl_core.checkpoints.header import Header, read_header
 from sdxl_core.checkpoints.markers import Markers, read_markers
-from sdxl_core.records import RECORD_KEY, parse_record
+from sdxl_core.picture_files import RECORD_KEY, parse_record
 
 _PARTS = (
     (re.compile(r"model\.diffusion_model\."), "network"),

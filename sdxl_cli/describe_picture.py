@@ -8,8 +8,7 @@ from typing import Any
 from sdxl_cli.console import Console, shorten
 from sdxl_cli.tables import print_pairs, with_options
 from sdxl_core.errors import UsageError
-from sdxl_core.picture_files import PictureFile, read_record
-from sdxl_core.records import PARAMETERS_KEY, parse_parameters
+from sdxl_core.picture_files import PARAMETERS_KEY, PictureFile, parse_parameters, read_record
 
 Pairs = list[tuple[str, str]]
 

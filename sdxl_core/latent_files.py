@@ -14,7 +14,8 @@ from sdxl_core.checkpoints.detect import detect
 from sdxl_core.checkpoints.header import Header, open_checkpoint, read_header
 from sdxl_core.config import FirstStageConfig
 from sdxl_core.errors import CheckpointError, NumericsError
-from sdxl_core.records import RECORD_KEY, Record
+from sdxl_core.picture_files import RECORD_KEY
+from sdxl_core.records import Record
 from sdxl_core.resolutions import LARGEST_SIDE
 from sdxl_core.source import SourceFile
 

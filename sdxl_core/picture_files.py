@@ -1,30 +1,29 @@
 """Reading what picture files say about themselves, from headers alone and with every size capped. Imports no torch."""
 
 import html
+import json
 import re
 import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from sdxl_core.errors import SdxlError
-from sdxl_core.records import (
-    AI_MARK,
-    EXIF_IFD,
-    PARAMETERS_KEY,
-    RECORD_KEY,
-    UNICODE_COMMENT,
-    USER_COMMENT,
-    XMP_KEY,
-    parse_record,
-)
+
+PARAMETERS_KEY = "parameters"
+RECORD_KEY = "sdxl"
+XMP_KEY = "XML:com.adobe.xmp"
+AI_MARK = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+USER_COMMENT, EXIF_IFD, SOFTWARE = 0x9286, 0x8769, 0x0131
+UNICODE_COMMENT = b"UNICODE\0"
 
 MAX_TEXT_BYTES = 2**20
 _MAX_CHUNKS = 100_000
 _MAX_TEXTS = 64
 _MAX_FILE_BYTES = 2**28
+_PAIR = re.compile(r'\s*([\w +/()-]{1,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _OWN = re.compile(r'sdxl:record="([^"]*)"')
 
 
@@ -95,6 +94,49 @@ def read_record(path: str | Path) -> PictureFile:
         raise PictureError(f"{path}: {error}") from None
     _interpret(picture)
     return picture
+
+
+def parse_record(text: str) -> Mapping[str, Any]:
+    """The JSON of a record as plain values that can be written as JSON again.
+
+    Raises:
+        ValueError: it is no JSON object, or holds what JSON has no word for.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    json.dumps(value, ensure_ascii=False).encode()  # lone surrogates cannot be written anywhere
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
+
+
+def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
+    """Prompt, negative prompt and the pairs of the last line of a `parameters` text; lenient with any input.
+
+    Args:
+        text: at most a megabyte of it is looked at.
+    """
+    head, _, last = text[:1_000_000].strip().rpartition("\n")
+    pairs = {key.strip(): _unquoted(value) for key, value in _PAIR.findall(last)}
+    if len(pairs) < 3:
+        head, pairs = text, {}
+    prompt, _, negative = f"\n{head}".partition("\nNegative prompt:")
+    return prompt.strip(), negative.strip(), pairs
+
+
+def _unquoted(value: str) -> str:
+    if value.startswith('"'):
+        try:
+            return str(json.loads(value))
+        except ValueError:
+            return value
+    return value.strip()
 
 
 def _interpret(picture: PictureFile) -> None:

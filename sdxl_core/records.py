@@ -1,4 +1,4 @@
-"""What a picture says about how it was made: written into it, and read back from any file. Imports no torch.
+"""What a picture says about how it was made, written into it; `picture_files` reads it. Imports no torch.
 
 A record holds what the picture depends on and nothing that differs from run to run, so that the same plan on the same
 machine gives the same bytes.
@@ -7,9 +7,7 @@ machine gives the same bytes.
 import html
 import io
 import json
-import re
-from collections.abc import Mapping
-from typing import Any, Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +20,17 @@ from sdxl_core.diffusion.handover import Switch
 from sdxl_core.diffusion.schedules import resolve_schedule
 from sdxl_core.errors import OutputError
 from sdxl_core.guider_config import GuiderConfig
+from sdxl_core.picture_files import (
+    AI_MARK,
+    EXIF_IFD,
+    PARAMETERS_KEY,
+    RECORD_KEY,
+    SOFTWARE,
+    UNICODE_COMMENT,
+    USER_COMMENT,
+    XMP_KEY,
+)
 from sdxl_core.plan import Plan
-
-PARAMETERS_KEY = "parameters"
-RECORD_KEY = "sdxl"
-XMP_KEY = "XML:com.adobe.xmp"
-AI_MARK = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-USER_COMMENT, EXIF_IFD, SOFTWARE = 0x9286, 0x8769, 0x0131
-UNICODE_COMMENT = b"UNICODE\0"
 
 # Names that other tools know, from the `parameters` text of AUTOMATIC1111's web UI and its readers.
 _SAMPLER_NAMES = {
@@ -63,7 +64,6 @@ _SCHEDULE_NAMES = {
     "kl_optimal_a1111": "KL Optimal",
     "align_your_steps_a1111": "Align Your Steps",
 }
-_PAIR = re.compile(r'\s*([\w +/()-]{1,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
 Role = Literal["model", "vae", "refiner", "model_parts", "refiner_parts"]
@@ -167,29 +167,6 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
 
 
-def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
-    """Prompt, negative prompt and the pairs of the last line of a `parameters` text; lenient with any input.
-
-    Args:
-        text: at most a megabyte of it is looked at.
-    """
-    head, _, last = text[:1_000_000].strip().rpartition("\n")
-    pairs = {key.strip(): _unquoted(value) for key, value in _PAIR.findall(last)}
-    if len(pairs) < 3:
-        head, pairs = text, {}
-    prompt, _, negative = f"\n{head}".partition("\nNegative prompt:")
-    return prompt.strip(), negative.strip(), pairs
-
-
-def _unquoted(value: str) -> str:
-    if value.startswith('"'):
-        try:
-            return str(json.loads(value))
-        except ValueError:
-            return value
-    return value.strip()
-
-
 def encode_picture(pixels: NDArray[np.uint8], format: str, record: Record | None) -> bytes:
     """A picture file in memory.
 
@@ -247,23 +224,3 @@ def _xmp(record: Record, whole: bool = False) -> bytes:
    Iptc4xmpExt:DigitalSourceType="{AI_MARK}"{own}/>
 </rdf:RDF></x:xmpmeta>
 <?xpacket end="r"?>""".encode()
-
-
-def parse_record(text: str) -> Mapping[str, Any]:
-    """The JSON of a record as plain values that can be written as JSON again.
-
-    Raises:
-        ValueError: it is no JSON object, or holds what JSON has no word for.
-    """
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    json.dumps(value, ensure_ascii=False).encode()  # lone surrogates cannot be written anywhere
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")

@@ -52,18 +52,20 @@ def inspect(
 
 
 def _inspect(console: Console, file: str, hashed: bool, tensors: bool, raw: bool, as_json: bool) -> None:
-    from sdxl_cli.describe_model import describe_model
-    from sdxl_cli.describe_picture import describe_picture
     from sdxl_cli.places import models_folders
     from sdxl_core.checkpoints.find import find_file
     from sdxl_core.picture_files import picture_format
 
     path = find_file(file, models_folders())
     if picture_format(_first_bytes(path)) is not None:
+        from sdxl_cli.describe_picture import describe_picture
+
         describe_picture(console, path, hashed, raw, as_json)
     elif raw:
         raise UsageError(f"{path} is no picture, and only pictures have a parameters text")
     else:
+        from sdxl_cli.describe_model import describe_model
+
         describe_model(console, path, hashed, tensors, as_json)
 
 

@@ -5,12 +5,11 @@ Imports no torch. The numbers of these markers are the only tensor bytes that ar
 
 import math
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
-
-import numpy as np
 
 from sdxl_core.checkpoints.header import Header, open_checkpoint
 from sdxl_core.config import ModelConfig, PredictionName
@@ -21,7 +20,9 @@ PLAYGROUND_SCALE = 0.5
 """Factor of the latents of models that carry statistics. Source: the published config of Playground v2.5."""
 
 _MOST_NUMBERS = 16
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_DTYPES = {"F64": "d", "F32": "f", "F16": "e", "BF16": "f"}
+"""By the letters of `struct`: numpy alone would take 40 ms to import."""
+
 _METADATA_KEY = "modelspec.prediction_type"
 _METADATA: Mapping[str, PredictionName] = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v"}
 _NAMES: tuple[tuple[re.Pattern[str], PredictionName], ...] = (
@@ -137,12 +138,12 @@ def _numbers(header: Header, key: str) -> tuple[float, ...]:
         _refuse(header, key, f"{info.numel} numbers of {info.dtype}, no marker")
     with open_checkpoint(header.path) as file:
         file.seek(header.data_start + info.offsets[0])
-        raw = np.frombuffer(file.read(info.nbytes), dtype=kind)
-    if len(raw) != info.numel:
+        raw = file.read(info.nbytes)
+    if len(raw) != info.nbytes:
         _refuse(header, key, "cut off")
-    # The upper half of a float32 is a bfloat16, which numpy does not know.
-    values = (raw.astype("<u4") << 16).view("<f4") if info.dtype == "BF16" else raw
-    numbers = tuple(float(value) for value in values)
+    if info.dtype == "BF16":  # the upper half of a float32
+        raw = b"".join(b"\0\0" + raw[i : i + 2] for i in range(0, len(raw), 2))
+    numbers: tuple[float, ...] = struct.unpack(f"<{info.numel}{kind}", raw)
     if not all(map(math.isfinite, numbers)):
         _refuse(header, key, f"{numbers}, which are not all finite")
     return numbers

@@ -17,9 +17,8 @@ from support_cli import Sdxl
 from support_tiny import CPU_PASSES, write_tiny_checkpoint
 
 import sdxl_core
-from sdxl_core.picture_files import read_record
+from sdxl_core.picture_files import parse_parameters, read_record
 from sdxl_core.plan import Plan
-from sdxl_core.records import parse_parameters
 
 
 def pixels(path: Path) -> object:

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 from support_cli import Sdxl
 
-from sdxl_core.picture_files import read_record
+from sdxl_core.picture_files import parse_parameters, read_record
 from sdxl_core.plan import Plan
-from sdxl_core.records import parse_parameters
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from PIL import Image
 from sdxl_core.config import DiscretizationConfig, SamplerConfig
 from sdxl_core.errors import OutputError
 from sdxl_core.guider_config import ApgConfig, GuiderConfig, IntervalConfig, SegConfig, TcfgConfig
-from sdxl_core.picture_files import PictureError, read_record
+from sdxl_core.picture_files import PictureError, parse_parameters, read_record
 from sdxl_core.plan import Plan
-from sdxl_core.records import Record, Weights, encode_picture, parameters_text, parse_parameters
+from sdxl_core.records import Record, Weights, encode_picture, parameters_text
 
 PIXELS: NDArray[np.uint8] = np.arange(16 * 24 * 3, dtype=np.uint8).reshape(16, 24, 3)
 FORMATS = ("png", "jpg", "webp")
