@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from sdxl_core.errors import UsageError
-from sdxl_core.guider_config import GUIDANCE_METHODS, IntervalConfig
 from sdxl_core.types import Option
 from sdxl_core.unknown import suggestion, unknown
 
@@ -129,6 +128,8 @@ def parse_guiders(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: a name that is no way of guidance, or an option that is not written as key=value.
     """
+    from sdxl_core.guider_config import GUIDANCE_METHODS
+
     found: dict[str, Any] = {}
     for text in texts:
         name, options = parse_choice(text, "--guider")
@@ -148,6 +149,8 @@ def parse_interval(text: str | None) -> dict[str, Any] | None:
     """
     if text is None:
         return None
+    from sdxl_core.guider_config import IntervalConfig
+
     match = _INTERVAL.fullmatch(text.replace(" ", ""))
     units = get_args(IntervalConfig.model_fields["unit"].annotation)
     unit = (match[1] or "sigma") if match else ""
