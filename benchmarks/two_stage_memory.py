@@ -100,7 +100,14 @@ def stand_in() -> Iterator[Peaks]:
     from sdxl_core import devices
 
     devices.resolve_device = lambda name="auto": torch.device(CARD, 0)
-    beside, done = 0, threading.Event()
+    on_host, beside, done = devices.free_memory_bytes, 0, threading.Event()
+
+    def free(device: torch.device) -> int | None:
+        """What the card holds lies in the host's memory, and is no part of it."""
+        left = on_host(device)
+        return None if left is None else left + card.now
+
+    devices.free_memory_bytes = free
 
     def look() -> None:
         nonlocal beside
