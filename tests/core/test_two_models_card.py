@@ -11,6 +11,7 @@ import torch
 from support_card import NAME, PLUGS_IN, Card, plugged_in
 from support_kernels import add, gated, group_norm, interleave, layer_norm
 from support_networks import BASE, randn, randomized
+from support_tape import Tape
 from support_tiny import tiny_config, write_tiny_checkpoint
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from sdxl_core.errors import MemoryExhaustedError
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.fused import FusedSelfAttention, join_text
 from sdxl_core.models.fused_unet import NetworkKernels, added_in_place, fuse_norms, fuse_transformers
+from sdxl_core.models.graphs import Graphed
 from sdxl_core.models.transformer import TransformerBlock
 from sdxl_core.models.unet import UNet
 from sdxl_core.passes import PASSES, Beside, apply_passes
@@ -178,7 +180,7 @@ def test_the_peak_is_the_larger_model_and_its_work_or_the_sum(ways: dict[str, To
 
 @torch.inference_mode()
 def test_a_network_with_every_layer_for_a_gpu_leaves_the_card_and_comes_back_as_it_was(card: Card) -> None:
-    """Weights that are parts of one matrix, biases of several layers, what was made of a text that is still held."""
+    """Parts of one matrix, biases of several layers, what was made of a text that is still held, and recordings."""
     plain = randomized(UNet(BASE)).requires_grad_(False)
     network = copy.deepcopy(plain).to(NAME, memory_format=torch.channels_last)
     blocks = [module for module in network.modules() if isinstance(module, TransformerBlock)]
@@ -188,6 +190,7 @@ def test_a_network_with_every_layer_for_a_gpu_leaves_the_card_and_comes_back_as_
     kernels = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place)
     fuse_norms(network, kernels)
     fuse_transformers(network, kernels)
+    network = Graphed(network, Tape)
     shapes = (2, BASE.in_channels, 8, 8), (2,), (2, 7, BASE.context_dim), (2, BASE.adm_in_channels)
     given = [randn(*shape, seed=i) for i, shape in enumerate(shapes)]
     x, t, crossattn, vector = (part.to(NAME) for part in given)
@@ -196,6 +199,8 @@ def test_a_network_with_every_layer_for_a_gpu_leaves_the_card_and_comes_back_as_
     # Only in float32 a bias is the one that a layer adds in float32.
     twice = sum(slot.nbytes for slot in network.buffers() if slot.data_ptr() in owned)
     before = network(x, t, crossattn, vector)
+    assert torch.equal(network(x, t, crossattn, vector), before)
+    assert len(network.recorded) == 1
     assert torch.allclose(before.cpu(), plain(*given), atol=1e-4)
     for _ in range(2):
         network.to("cpu")
@@ -203,7 +208,8 @@ def test_a_network_with_every_layer_for_a_gpu_leaves_the_card_and_comes_back_as_
         assert {part.device.type for part in (*network.parameters(), *network.buffers())} == {"cpu"}
         network.to(NAME)
         assert card.now == whole + twice + before.nbytes
-        assert torch.equal(network(x, t, crossattn, vector), before)
+        for _ in range(2):  # launched, then recorded
+            assert torch.equal(network(x, t, crossattn, vector), before)
 
 
 def test_a_card_that_is_too_small_for_both_is_left_by_the_one_at_rest() -> None:

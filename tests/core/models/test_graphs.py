@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from support_reporter import Recorder
+from support_tape import Tape
 from support_tiny import tiny_config, write_tiny_checkpoint
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.models.fused import Remembered
@@ -25,29 +24,6 @@ from sdxl_core.pipeline import decode
 from sdxl_core.types import Touch
 
 Call = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-class Tape(TorchDispatchMode):
-    """A recording for the CPU: each operation is made again, from and to the same places in memory."""
-
-    def __init__(self, run: Callable[[], Tensors], beside: object = None) -> None:
-        super().__init__()
-        self.done: list[tuple[Any, Any, Any, Any]] = []
-        with self:
-            self.outputs = run()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.done.append((func, args, kwargs or {}, out))
-        return out
-
-    def replay(self) -> None:
-        for output in self.outputs:
-            output.fill_(torch.nan)
-        for func, args, kwargs, out in self.done:
-            for place, again in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
-                if isinstance(place, Tensor) and place.data_ptr() != again.data_ptr():  # a view has nothing to write
-                    place.copy_(again)
 
 
 @pytest.fixture(scope="module")
