@@ -69,6 +69,37 @@ def wide_scores(q: Tensor, k: Tensor, v: Tensor, *, softmax: Softmax = _softmax)
     return out
 
 
+_SCORES_BYTES = 2**22
+"""Of the heads that are attended at a time, so that their scores stay in the processor's caches."""
+
+_FEWEST_SCORES, _MOST_SCORES = 2**17, 2**21
+"""In all heads, below which PyTorch's kernel is faster; in one head, above which it is no slower and holds less."""
+
+
+def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention on a CPU in 16 bit as two large products for some heads at a time, scores and softmax in float32.
+
+    PyTorch's kernel makes many small products, of 64 queries by 512 keys, and each asks oneDNN for its code.
+    """
+    (b, heads, n, d), m = q.shape, k.shape[2]
+    trains = torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v))
+    if b * heads * n * m < _FEWEST_SCORES or n * m > _MOST_SCORES or trains:
+        return sdpa(q, k, v)
+    out = q.new_empty(b, n, heads, d).transpose(1, 2)  # as the layer behind it wants it
+    count = min(heads, max(2, _SCORES_BYTES // (4 * n * m)))  # two at least, for as many cores
+    scores, weights = q.new_empty(count, n, m, dtype=torch.float32), q.new_empty(count, n, m)
+    for row in range(b):
+        for first in range(0, heads, count):
+            part = row, slice(first, min(first + count, heads))
+            queries, keys = q[part].float(), k[part].float().transpose(1, 2)
+            theirs, rounded = scores[: len(queries)], weights[: len(queries)]
+            torch.baddbmm(theirs, queries, keys, beta=0, alpha=d**-0.5, out=theirs)
+            torch.softmax(theirs, -1, out=theirs)
+            rounded.copy_(theirs)
+            torch.bmm(rounded, v[part], out=out[part])
+    return out
+
+
 def in_query_chunks(attention: Attention, block_bytes: int) -> Attention:
     """The same attention, some queries at a time: what a kernel holds of the weights q k^T is at most `block_bytes`."""
 
@@ -124,6 +155,10 @@ def _in(*dtypes: torch.dtype) -> WhyNot:
         return None if dtype in dtypes else f"it computes in {names} only, not in {str(dtype).removeprefix('torch.')}"
 
     return why_not
+
+
+def _on_cpu(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    return None if device.type == "cpu" else f"it is for the CPU, this device is {device.type}"
 
 
 def _heads(*, largest: int = 2**16, multiple: int = 1) -> WhyNot:
@@ -187,6 +222,7 @@ _TABLE = (
     _backend("sdpa", sdpa),
     AttentionBackend("cudnn_first", _CUDNN_FIRST, _cudnn_rules),
     AttentionBackend("flash_first", _FLASH_FIRST, _on_ampere_in_half),
+    AttentionBackend("head_by_head", head_by_head, _rules(_on_cpu, _in(torch.bfloat16))),
     _backend("cudnn", _CUDNN, _cudnn_rules),
     _backend("flash", _FLASH, _flash_rules),
     _backend("efficient", _EFFICIENT, _on_cuda, _in(torch.float16, torch.bfloat16, torch.float32), _heads(multiple=4)),
@@ -231,4 +267,4 @@ def _preferred(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
         for name in ("cudnn_first", "flash_first") if hopper else ("flash_first",):
             if BACKENDS[name].why_not(device, dtype, head_dim) is None:
                 return name
-    return "sdpa"
+    return "head_by_head" if BACKENDS["head_by_head"].why_not(device, dtype, head_dim) is None else "sdpa"

@@ -8,7 +8,8 @@ from support_networks import randn, relative_error
 from torch import Tensor
 
 from sdxl_core.errors import DeviceError
-from sdxl_core.ops.attention import BACKENDS, resolve_attention, written_out
+from sdxl_core.ops import attention
+from sdxl_core.ops.attention import BACKENDS, head_by_head, resolve_attention, sdpa, written_out
 
 CPU = torch.device("cpu")
 ON_CPU = ["sdpa", "flash", "math"]
@@ -61,6 +62,33 @@ def test_written_out_equals_the_formula_forwards_and_backwards() -> None:
     assert all(relative_error(a, b) <= 1e-12 for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("heads", "n", "m"), [(5, 200, 200), (7, 130, 77), (2, 300, 300)], ids=["to itself", "to words", "few heads"]
+)
+def test_head_by_head_errs_by_the_rounding_of_its_weights_alone(
+    heads: int, n: int, m: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = [(2, places, heads, 64) for places in (n, m, m)]
+    # Scores of up to 40, whose own rounding to 16 bit would be seen.
+    q, k, v = ((3 * randn(*shape, seed=i)).bfloat16().transpose(1, 2) for i, shape in enumerate(shapes))
+    attend = resolve_attention("auto", CPU, torch.bfloat16, 64)
+    assert attend.name == "head_by_head"
+    exact, plain = formula(q, k, v), relative_error(sdpa(q, k, v), formula(q, k, v))
+    for size in (2**22, 2**19, 1):
+        monkeypatch.setattr(attention, "_SCORES_BYTES", size)
+        out = attend.fn(q, k, v)
+        assert out.shape == q.shape
+        assert relative_error(out, exact) < 1.6 * plain
+
+
+def test_head_by_head_leaves_what_is_small_or_large_or_trained_to_the_plain_kernel() -> None:
+    for heads, n in ((2, 16), (1, 1500)):
+        q, k, v = (randn(1, heads, n, 8, seed=i).bfloat16() for i in range(3))
+        assert torch.equal(head_by_head(q, k, v), sdpa(q, k, v))
+    q, k, v = (randn(1, 2, 300, 8, seed=i).bfloat16().requires_grad_() for i in range(3))
+    assert head_by_head(q, k, v).requires_grad
+
+
 @pytest.mark.parametrize("head_dim", [16, 64, 512])
 def test_auto_picks_something_that_runs(head_dim: int) -> None:
     q, k, v = draw(1, head_dim, torch.float32)
@@ -98,7 +126,7 @@ def test_dtype_that_no_kernel_takes_is_found_by_trial() -> None:
 def test_unknown_name_lists_the_known() -> None:
     with pytest.raises(DeviceError, match="unknown attention backend 'flesh'") as caught:
         resolve_attention("flesh", CPU, torch.float32, 64)
-    assert caught.value.hint == "one of: auto, sdpa, cudnn_first, flash_first, cudnn, flash, efficient, xformers, math"
+    assert caught.value.hint == f"one of: auto, {', '.join(BACKENDS)}"
 
 
 @pytest.mark.parametrize("name", ["cudnn_first", "flash_first"])
