@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sdxl_core.models import autoencoder, unet
-from sdxl_core.models.transformer import AttendMap, CrossAttention
+from sdxl_core.models.transformer import AttendMap, CrossAttention, TransformerBlock
 from sdxl_core.ops.onednn import PackedLinear
 
 
@@ -30,10 +30,14 @@ class FusedSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
         """Map (b, n, d) to the same, as `CrossAttention` with itself for a context."""
+        out: Tensor = self.to_out(self.attended(x, context, attend))
+        return out
+
+    def attended(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
+        """What `to_out` is given, (b, n, d)."""
         q, k, v = self.to_qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
         attended = self.attention(q, k, v) if attend is None else attend(self.attention, q, k, v)
-        out: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
-        return out
+        return attended.transpose(1, 2).flatten(2)
 
 
 class Remembered(nn.Module):
@@ -120,7 +124,28 @@ class PackedGEGLU(nn.Module):
         self.value, self.gate = PackedLinear(value, biases[0]), PackedLinear(gate, biases[1], gelu=True)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        out: Tensor = self.value(x, self.gate(x))
+        out: Tensor = self.value(x, factor=self.gate(x))
+        return out
+
+
+class PackedTransformerBlock(TransformerBlock):
+    """A block whose residuals are added by its packed layers, before they round.
+
+    Args:
+        plain: the block; its linear layers are packed afterwards.
+    """
+
+    def __init__(self, plain: TransformerBlock) -> None:
+        nn.Module.__init__(self)
+        self.attn1, self.attn2, self.ff = plain.attn1, plain.attn2, plain.ff
+        self.norm1, self.norm2, self.norm3 = plain.norm1, plain.norm2, plain.norm3
+
+    def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:  # noqa: D102
+        h = self.norm1(x)
+        x = self.attn1.to_out[0](self.attn1.attended(h, h, attend), added=x)
+        x = self.attn2.to_out[0](self.attn2.attended(self.norm2(x), context), added=x)
+        widen, _, narrow = self.ff.net
+        out: Tensor = narrow(widen(self.norm3(x)), added=x)
         return out
 
 

@@ -28,11 +28,15 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
         """Map (b, n, d) to the same; `attend` is asked in the kernel's place, which it is handed."""
+        out: Tensor = self.to_out(self.attended(x, context, attend))
+        return out
+
+    def attended(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
+        """What `to_out` is given, (b, n, d)."""
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         q, k, v = (y.view(*y.shape[:2], self.heads, -1).transpose(1, 2) for y in (q, k, v))
         attended = self.attention(q, k, v) if attend is None else attend(self.attention, q, k, v)
-        out: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
-        return out
+        return attended.transpose(1, 2).flatten(2)
 
 
 class GEGLU(nn.Module):

@@ -33,8 +33,14 @@ class PackedLinear(nn.Module):
         self._after = ("gelu", "none") if gelu else ("none", "")
         self._packed = False
 
-    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
-        """Map x; with a factor (..., d_out) the result is multiplied by it before it is rounded."""
+    def forward(self, x: Tensor, *, factor: Tensor | None = None, added: Tensor | None = None) -> Tensor:
+        """Map x.
+
+        Args:
+            x: (..., d_in).
+            factor: (..., d_out) by which the result is multiplied before it is rounded.
+            added: (..., d_out) that is added to the result before it is rounded; not beside a factor.
+        """
         if not self._packed:
             rows = x.numel() // x.shape[-1]
             size = self._weight.nbytes
@@ -43,6 +49,8 @@ class PackedLinear(nn.Module):
         out: Tensor
         if factor is not None:
             out = _ops._linear_pointwise.binary(x, factor, self._weight, self._bias, "mul")
+        elif added is not None:
+            out = _ops._linear_pointwise.binary(x, added, self._weight, self._bias, "add")
         else:
             out = _ops._linear_pointwise(x, self._weight, self._bias, self._after[0], [], self._after[1])
         return out
@@ -85,7 +93,8 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
         with torch.inference_mode():
             PackedConv2d(nn.Conv2d(16, 16, 1, dtype=dtype))(x)
             layer = PackedLinear(torch.ones(16, 16, dtype=dtype), None, gelu=True)
-            layer(x.view(-1, 16), layer(x.view(-1, 16)))
+            rows = x.view(-1, 16)
+            layer(rows, factor=layer(rows, added=rows))
     except (RuntimeError, AttributeError, TypeError) as error:
         return f"a trial run failed ({str(error).strip().splitlines()[0]})"
     return None
