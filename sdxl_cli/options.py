@@ -25,9 +25,12 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?", re.ASCII)
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 PASSES = (
     *("fused_qkv", "kept_text", "kept_labels", "safe_half", "phase_upsampling", "fused_first_stage"),
-    *("packed_weights", "channels_last", "fused_norms", "fused_transformer", "fp8", "cuda_graph"),
+    *("winograd", "packed_weights", "channels_last", "fused_norms", "fused_transformer", "fp8", "cuda_graph"),
 )
-ATTENTIONS = ("auto", "sdpa", "cudnn_first", "flash_first", "cudnn", "flash", "efficient", "xformers", "math")
+ATTENTIONS = (
+    *("auto", "sdpa", "cudnn_first", "flash_first", "head_by_head", "cudnn", "flash", "efficient", "xformers"),
+    "math",
+)
 _SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 

@@ -8,7 +8,7 @@ and those that were made stand in the picture's record.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Protocol, get_args
+from typing import Protocol, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from sdxl_core.models.fused import (
     DecoderPhaseUpsample,
     FusedSelfAttention,
     PackedGEGLU,
+    PackedTransformerBlock,
     PhaseUpsample,
     Remembered,
     join_text,
@@ -39,10 +40,12 @@ from sdxl_core.models.fused_unet import (
 from sdxl_core.models.graphs import Graphed, graphed_tower
 from sdxl_core.models.safe_half import carry_small
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
+from sdxl_core.models.unet import Stage, UNet
 from sdxl_core.ops import kernels, onednn
 from sdxl_core.ops.heap import FREED
 from sdxl_core.ops.layers import replace_layers
 from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
+from sdxl_core.ops.winograd import ChannelsLast, WinogradConv2d, pays
 
 AUTO = "auto"
 """Among names of passes: all that are not approximate and that an engine can have."""
@@ -83,6 +86,7 @@ class Pass:
         why_not: the reason why an engine, or a first stage alone, cannot have it there, or None.
         first_stage: changes a first stage too; None where a pass leaves it as it is.
         approximate: the function is another one than before, if a similar one.
+        gains: whether it changes anything of an engine; where it does not, it is not made.
     """
 
     name: str
@@ -90,6 +94,7 @@ class Pass:
     why_not: Callable[[Place], str | None] = lambda place: None
     first_stage: Callable[[AutoencoderKL], None] | None = None
     approximate: bool = False
+    gains: Callable[[Engine], bool] = lambda engine: True
 
     def is_among(self, names: Sequence[str] | None) -> bool:
         """Whether names, or None, mean this pass, see `apply_passes`."""
@@ -110,7 +115,7 @@ def apply_passes(engine: Engine, names: Sequence[str] | None = None) -> Engine:
     require_passes(engine, names)
     made = []
     for entry in PASSES.values():
-        if entry.is_among(names) and entry.why_not(engine) is None:
+        if entry.is_among(names) and entry.why_not(engine) is None and entry.gains(engine):
             engine = entry.run(engine) or engine
             made.append(entry.name)
     apply_first_stage_passes(engine.first_stage, engine, made)
@@ -211,7 +216,32 @@ def _fuse_first_stage(model: AutoencoderKL) -> None:
     fuse_first_stage(model, first_stage_kernels())
 
 
+def _use_winograd(engine: Engine) -> None:
+    def replacement(layer: nn.Module) -> nn.Module | None:
+        match layer:
+            case PhaseUpsample():  # has its weights twice already, those of the plain convolution for odd sizes
+                return layer
+            case nn.Conv2d() if pays(layer):
+                return WinogradConv2d(layer)
+        return None
+
+    replace_layers(engine.network, replacement)
+    first = cast(UNet, engine.network).input_blocks[0]
+    cast(Stage, first).insert(0, ChannelsLast())
+
+
+def _gains_by_winograd(engine: Engine) -> bool:
+    return any(isinstance(layer, nn.Conv2d) and pays(layer) for layer in engine.network.modules())
+
+
+def _why_not_packed(place: Place) -> str | None:
+    return onednn.why_not(place.device, place.dtype)
+
+
 def _pack(engine: Engine) -> None:
+    def block(layer: nn.Module) -> nn.Module | None:
+        return PackedTransformerBlock(layer) if isinstance(layer, TransformerBlock) else None
+
     def replacement(layer: nn.Module) -> nn.Module | None:
         match layer:
             case GEGLU():
@@ -222,6 +252,7 @@ def _pack(engine: Engine) -> None:
                 return PackedConv2d(layer)
         return None
 
+    replace_layers(engine.network, block)
     replace_layers(engine.network, replacement)
 
 
@@ -298,7 +329,8 @@ _TABLE = (
     Pass("safe_half", why_not=_no_need_of_half, first_stage=_carry_in_half),
     Pass("phase_upsampling", _split_upsampling, first_stage=_split_decoder_upsampling),
     Pass("fused_first_stage", why_not=_why_no_kernels, first_stage=_fuse_first_stage),
-    Pass("packed_weights", _pack, lambda place: onednn.why_not(place.device, place.dtype)),
+    Pass("winograd", _use_winograd, _why_not_packed, gains=_gains_by_winograd),
+    Pass("packed_weights", _pack, _why_not_packed),
     Pass("channels_last", _put_channels_last, _why_no_kernels),  # PyTorch's own norms lose by it
     Pass("fused_norms", _fuse_norms, _why_no_kernels),
     Pass("fused_transformer", _fuse_transformer, _why_no_kernels),

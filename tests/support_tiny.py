@@ -38,8 +38,8 @@ CUDA_PASSES = {
 }
 """Names of the passes that only an engine on a GPU can have."""
 
-CPU_PASSES = tuple(name for name in PASSES if name not in CUDA_PASSES)
-"""Names of the passes that an engine on the CPU can have."""
+CPU_PASSES = tuple(name for name in PASSES if name not in CUDA_PASSES and name != "winograd")
+"""Names of the passes that an engine on the CPU can have whose network is narrow."""
 
 CLIP_WIDTH, OPEN_CLIP_WIDTH, SIZE_WIDTH = 32, 64, 32
 

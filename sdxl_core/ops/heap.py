@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 from dataclasses import dataclass
 
-_TRIM_BYTES = 2**28
+_TRIM_BYTES = 2**26
 """How much the C library may keep of what was freed: a trim takes milliseconds."""
 
 

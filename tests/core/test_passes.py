@@ -28,8 +28,9 @@ from sdxl_core.models.fused_unet import (
 )
 from sdxl_core.models.transformer import TransformerBlock
 from sdxl_core.models.unet import Upsample
-from sdxl_core.ops import fp8
+from sdxl_core.ops import fp8, winograd
 from sdxl_core.ops.fp8 import WRITTEN_OUT, Kernels, Scaled
+from sdxl_core.ops.winograd import WinogradConv2d
 from sdxl_core.passes import PASSES, Beside, apply_first_stage_passes, apply_passes
 from sdxl_core.pipeline import decode, sample
 from sdxl_core.plan import Plan
@@ -89,6 +90,20 @@ def test_a_pass_is_about_as_near_to_the_exact_function_as_the_plain_path(load: L
         assert fast.passes == names
         assert least < fair
         assert error(fast, exact) < 2 * fair
+
+
+def test_winograd_is_made_of_wide_networks_alone_and_is_the_same_function(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert apply_passes(load("float32"), ("winograd",)).passes == ()
+    monkeypatch.setattr(winograd, "PAYING_CHANNELS", 32)
+    exact = load("float32")
+    exact = replace(exact, network=exact.network.double(), dtype=torch.float64)
+    for dtype in ("float32", "bfloat16"):
+        fast = apply_passes(load(dtype))
+        assert fast.passes == tuple(name for name in PASSES if name not in CUDA_PASSES)
+        assert any(isinstance(layer, WinogradConv2d) for layer in fast.network.modules())
+        assert error(fast, exact) < 2 * error(load(dtype), exact)
 
 
 GUIDANCE = {

@@ -1,0 +1,75 @@
+"""Convolutions by fewer multiplications against PyTorch's own in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support_networks import randn, relative_error
+from torch import Tensor, nn
+
+from sdxl_core.ops import winograd
+from sdxl_core.ops.winograd import ChannelsLast, WinogradConv2d, pays
+
+
+def convolution(c_in: int, c_out: int, *, bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Conv2d:
+    conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=bias)
+    with torch.no_grad():
+        for i, parameter in enumerate(conv.parameters()):
+            parameter.copy_(randn(*parameter.shape, seed=i))
+    return conv.to(dtype).requires_grad_(False)
+
+
+def exact(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    bias = None if conv.bias is None else conv.bias.double()
+    return F.conv2d(x.double(), conv.weight.double(), bias, padding=1)
+
+
+def maps(*shape: int, seed: int = 7) -> Tensor:
+    return ChannelsLast()(randn(*shape, seed=seed))
+
+
+@pytest.mark.parametrize("places", [1, 7, 512])
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_the_plain_convolution_at_every_size(places: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "BAND_PLACES", places)
+    conv = convolution(24, 40, bias=bias)
+    fast = WinogradConv2d(conv)
+    for b, height, width in ((2, 8, 8), (1, 1, 1), (2, 2, 1), (1, 5, 6), (3, 7, 9), (2, 8, 8)):
+        x = maps(b, 24, height, width)
+        with torch.inference_mode():
+            out = fast(x)
+        assert out.shape == (b, 40, height, width)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert relative_error(out, exact(conv, x)) < 5e-7
+
+
+def test_takes_any_layout() -> None:
+    conv, x = convolution(16, 16), randn(2, 16, 6, 4)
+    with torch.inference_mode():
+        fast = WinogradConv2d(conv)
+        assert torch.equal(fast(x), fast(ChannelsLast()(x)))
+
+
+def test_float32_errs_no_more_and_bfloat16_twice_as_much_as_the_plain_convolution() -> None:
+    for dtype, worse in ((torch.float32, 1.0), (torch.bfloat16, 2.2)):
+        conv, x = convolution(256, 64, dtype=dtype), maps(2, 256, 8, 8).to(dtype)
+        with torch.inference_mode():
+            plain, fast = conv(x), WinogradConv2d(conv)(x)
+        assert fast.dtype is dtype
+        assert relative_error(fast, exact(conv, x)) < worse * relative_error(plain, exact(conv, x))
+
+
+@pytest.mark.parametrize(
+    ("conv", "gains"),
+    [
+        (nn.Conv2d(256, 320, 3, padding=1), True),
+        (nn.Conv2d(255, 320, 3, padding=1), False),
+        (nn.Conv2d(320, 4, 3, padding=1), False),
+        (nn.Conv2d(256, 256, 3), False),
+        (nn.Conv2d(256, 256, 1), False),
+        (nn.Conv2d(256, 256, 3, padding=1, stride=2), False),
+        (nn.Conv2d(256, 256, 3, padding=1, dilation=2), False),
+        (nn.Conv2d(256, 256, 3, padding=1, groups=2), False),
+    ],
+)
+def test_pays_for_wide_plain_convolutions_alone(conv: nn.Conv2d, gains: bool) -> None:
+    assert pays(conv) is gains
