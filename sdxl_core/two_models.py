@@ -112,7 +112,8 @@ def _move(engine: Engine, device: torch.device) -> None:
     """Network, text towers and what these have said; the first stage stays."""
     parts, name = (engine.network, engine.conditioner), engine.config.name
     if device.type == "cpu":  # a process that takes too much there is killed
-        needed = sum(slot.nbytes for part in parts for slot in (*part.parameters(), *part.buffers()))
+        slots = (slot for part in parts for slot in (*part.parameters(), *part.buffers()))
+        needed = sum(slot.nbytes for slot in slots if slot.device.type != "cpu")
         require_memory(needed, device, f"the weights of {name} while it rests", _MOVING_HINT)
     with memory_guard(device, f"moving {name} to {device}", _MOVING_HINT):
         for part in parts:

@@ -31,7 +31,10 @@ from sdxl_core.plan import Plan
 from sdxl_core.refiner import RefinerPlan
 from sdxl_core.two_models import Load, Residence, TwoModels, choose_residence
 
-pytestmark = pytest.mark.skipif(not PLUGS_IN, reason="this PyTorch takes no device from Python")
+pytestmark = [
+    pytest.mark.skipif(not PLUGS_IN, reason="this PyTorch takes no device from Python"),
+    pytest.mark.usefixtures("card"),  # which gives the device its name
+]
 
 SIZE = 16, 16
 PLAN = Plan(
@@ -178,8 +181,11 @@ def test_the_peak_is_the_larger_model_and_its_work_or_the_sum(ways: dict[str, To
         assert told.peak < keep.peak - min(told.base, told.refiner) + CHUNK_BYTES
 
 
+@pytest.mark.parametrize("recorded", [False, True], ids=["called", "recorded"])
 @torch.inference_mode()
-def test_a_network_with_every_layer_for_a_gpu_leaves_the_card_and_comes_back_as_it_was(card: Card) -> None:
+def test_a_network_with_every_layer_for_a_gpu_leaves_the_card_and_comes_back_as_it_was(
+    card: Card, recorded: bool
+) -> None:
     """Parts of one matrix, biases of several layers, what was made of a text that is still held, and recordings."""
     plain = randomized(UNet(BASE)).requires_grad_(False)
     network = copy.deepcopy(plain).to(NAME, memory_format=torch.channels_last)
@@ -190,7 +196,7 @@ def test_a_network_with_every_layer_for_a_gpu_leaves_the_card_and_comes_back_as_
     kernels = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place)
     fuse_norms(network, kernels)
     fuse_transformers(network, kernels)
-    network = Graphed(network, Tape)
+    network = Graphed(network, Tape) if recorded else network  # which holds texts of its own, and lets go of them
     shapes = (2, BASE.in_channels, 8, 8), (2,), (2, 7, BASE.context_dim), (2, BASE.adm_in_channels)
     given = [randn(*shape, seed=i) for i, shape in enumerate(shapes)]
     x, t, crossattn, vector = (part.to(NAME) for part in given)
@@ -200,7 +206,7 @@ def test_a_network_with_every_layer_for_a_gpu_leaves_the_card_and_comes_back_as_
     twice = sum(slot.nbytes for slot in network.buffers() if slot.data_ptr() in owned)
     before = network(x, t, crossattn, vector)
     assert torch.equal(network(x, t, crossattn, vector), before)
-    assert len(network.recorded) == 1
+    assert not recorded or len(network.recorded) == 1
     assert torch.allclose(before.cpu(), plain(*given), atol=1e-4)
     for _ in range(2):
         network.to("cpu")
@@ -220,18 +226,30 @@ def test_a_card_that_is_too_small_for_both_is_left_by_the_one_at_rest() -> None:
     assert choose_residence(2 * free, 0, device) == "reload"
 
 
+def wide(folder: Path, weight: Tensor) -> TwoModels:
+    """Models on the CPU, the network of the first of which is one tensor."""
+    first, second = loads(folder, torch.device("cpu"))
+
+    def base(first_stage: AutoencoderKL | None) -> Engine:
+        network = nn.Module()
+        network.register_buffer("weight", weight)
+        return replace(first(first_stage), network=network)
+
+    return TwoModels(base, second, "offload")
+
+
 def test_what_does_not_fit_into_the_host_is_not_begun_to_rest_there(folder: Path) -> None:
-    plain = loads(folder, torch.device("cpu"))
-
-    def wide(first_stage: AutoencoderKL | None) -> Engine:
-        huge = nn.Module()
-        huge.register_buffer("weight", torch.empty(10**14, device="meta"))
-        return replace(plain[0](first_stage), network=huge)
-
-    models = TwoModels(wide, plain[1], "offload")
+    models = wide(folder, torch.empty(10**14, device="meta"))
     models.base()
     with pytest.raises(
         MemoryExhaustedError, match=r"weights of tiny-base while it rests: about 40000\d+\.. GB"
     ) as caught:
         models.refiner()
     assert "--memory reload" in (caught.value.hint or "")
+
+
+def test_what_rests_in_the_host_already_needs_no_room_there_again(folder: Path) -> None:
+    models = wide(folder, torch.zeros(1).expand(10**14))
+    models.base()
+    for _ in range(2):
+        assert models.refiner().config.name == "tiny-refiner"
