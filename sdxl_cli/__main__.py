@@ -21,7 +21,9 @@ def main() -> None:
 
 
 def _is_all(caller: FrameType | None) -> bool:
-    """Whether Python has nothing else to run: profilers and debuggers speak after the end of the program."""
+    """Whether Python has nothing else to run: after the program profilers and debuggers speak, and `-i` listens."""
+    if sys.flags.inspect:
+        return False
     callers = []
     while caller is not None:
         callers.append(caller.f_code.co_name)

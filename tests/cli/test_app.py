@@ -205,6 +205,7 @@ def test_a_run_that_is_done_with_torch_ends_at_once(wanted: str, loaded: bool, c
         ("-m cProfile -m tool", "function calls"),
         ("-m cProfile tool/__main__.py", "function calls"),
         ("-m pdb -c continue -m tool", "The program exited via sys.exit(). Exit status: 0"),
+        ("-i -m tool", "and on we go"),
     ],
 )
 def test_who_runs_the_program_has_the_last_word(tmp_path: Path, started: str, said: str | None) -> None:
@@ -217,7 +218,7 @@ def test_who_runs_the_program_has_the_last_word(tmp_path: Path, started: str, sa
         check=False,
         capture_output=True,
         text=True,
-        stdin=subprocess.DEVNULL,
+        input="print('and on', 'we go')",  # what -i goes on with
     )
     assert "micro" in ended.stdout, ended.stderr
     assert ("taken apart" in ended.stdout) is (said is not None)
