@@ -99,7 +99,7 @@ def spread(source: Source, picture: SourcePicture, mask: SourcePicture | None) -
     level = grow(np.pad(level, around, constant_values=255), how.grow)
     if not level.any():
         assert mask is not None
-        raise _nothing_to_paint(mask, how)
+        raise _nothing_to_paint(mask, how, picture.file.size)
     return pixels, level
 
 
@@ -110,12 +110,15 @@ def check_mask(mask: SourcePicture, how: MaskConfig) -> None:
         UsageError: see there.
     """
     if (mask.pixels == (255 if how.invert else 0)).all():
-        raise _nothing_to_paint(mask, how)
+        raise _nothing_to_paint(mask, how, mask.file.size)
 
 
-def _nothing_to_paint(mask: SourcePicture, how: MaskConfig) -> UsageError:
+def _nothing_to_paint(mask: SourcePicture, how: MaskConfig, size: Size) -> UsageError:
+    """Of a mask that was brought to `size`."""
+    scaled = "" if size == mask.file.size else f", scaled to {size[1]}x{size[0]},"
+    colour = "white" if how.invert else "black"
     return UsageError(
-        f"the mask {mask.file.name} is {'white' if how.invert else 'black'} everywhere, so nothing would be repainted",
+        f"the mask {mask.file.name}{scaled} is {colour} everywhere, so nothing would be repainted",
         hint="white is repainted and black stays; --mask-invert turns that round",
     )
 

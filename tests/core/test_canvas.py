@@ -165,6 +165,8 @@ def test_black_and_white_masks() -> None:
         canvas_of(picture, (16, 16), black)
     with pytest.raises(UsageError, match="white everywhere"):
         canvas_of(picture, (16, 16), white, invert=True)
+    with pytest.raises(UsageError, match=r"mask\.png, scaled to 16x16, is black everywhere"):
+        canvas_of(picture, (16, 16), mask_of(512, 512, slice(7, 8), slice(7, 8)))
     drawn = noise(16, 16).pixels
     for mask, invert in ((white, False), (black, True)):
         np.testing.assert_array_equal(canvas_of(picture, (16, 16), mask, invert=invert).finish(drawn), drawn)
