@@ -8,7 +8,7 @@ and those that were made stand in the picture's record.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Protocol, cast, get_args
+from typing import Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from sdxl_core.models.fused import (
     PackedTransformerBlock,
     PhaseUpsample,
     Remembered,
+    SmallMapNorm,
     join_text,
 )
 from sdxl_core.models.fused_autoencoder import FirstStageKernels, JoinedUpsample, fuse_first_stage
@@ -40,12 +41,11 @@ from sdxl_core.models.fused_unet import (
 from sdxl_core.models.graphs import Graphed, graphed_tower
 from sdxl_core.models.safe_half import carry_small
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
-from sdxl_core.models.unet import Stage, UNet
 from sdxl_core.ops import kernels, onednn
 from sdxl_core.ops.heap import FREED
 from sdxl_core.ops.layers import replace_layers
 from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
-from sdxl_core.ops.winograd import ChannelsLast, WinogradConv2d, pays
+from sdxl_core.ops.winograd import WinogradConv2d, pays
 
 AUTO = "auto"
 """Among names of passes: all that are not approximate and that an engine can have."""
@@ -226,8 +226,6 @@ def _use_winograd(engine: Engine) -> None:
         return None
 
     replace_layers(engine.network, replacement)
-    first = cast(UNet, engine.network).input_blocks[0]
-    cast(Stage, first).insert(0, ChannelsLast())
 
 
 def _gains_by_winograd(engine: Engine) -> bool:
@@ -250,6 +248,8 @@ def _pack(engine: Engine) -> None:
                 return PackedLinear(layer.weight, layer.bias)
             case nn.Conv2d():
                 return PackedConv2d(layer)
+            case nn.GroupNorm():
+                return SmallMapNorm(layer)
         return None
 
     replace_layers(engine.network, block)

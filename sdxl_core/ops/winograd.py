@@ -33,13 +33,6 @@ def pays(conv: nn.Conv2d) -> bool:
     return alike and min(conv.in_channels, conv.out_channels) >= PAYING_CHANNELS
 
 
-class ChannelsLast(nn.Module):
-    """Turns a map so that the channels of each place lie side by side, as those that follow then leave it."""
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return x.contiguous(memory_format=torch.channels_last)
-
-
 class WinogradConv2d(nn.Module):
     """What a 3x3 convolution gives, to rounding, of maps with channels last; (b, c_in, h, w) -> (b, c_out, h, w).
 

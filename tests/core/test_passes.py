@@ -12,13 +12,13 @@ import pytest
 import torch
 from support_kernels import add, gated, group_norm, interleave, layer_norm
 from support_tiny import CPU_PASSES, CUDA_PASSES, tiny_config, write_tiny_checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import DeviceError
 from sdxl_core.guider_config import FreeUConfig, GuiderConfig, PagConfig, SagConfig, SegConfig
 from sdxl_core.models.eight_bits import EightBitBlock
-from sdxl_core.models.fused import DecoderPhaseUpsample, PhaseUpsample, Remembered, join_text
+from sdxl_core.models.fused import DecoderPhaseUpsample, PhaseUpsample, Remembered, SmallMapNorm, join_text
 from sdxl_core.models.fused_unet import (
     FusedSpatialTransformer,
     NetworkKernels,
@@ -104,6 +104,25 @@ def test_winograd_is_made_of_wide_networks_alone_and_is_the_same_function(
         assert fast.passes == tuple(name for name in PASSES if name not in CUDA_PASSES)
         assert any(isinstance(layer, WinogradConv2d) for layer in fast.network.modules())
         assert error(fast, exact) < 2 * error(load(dtype), exact)
+
+
+def test_norms_of_small_and_large_maps_are_the_plain_ones() -> None:
+    plain = nn.GroupNorm(8, 32)
+    with torch.no_grad():
+        plain.weight.copy_(torch.linspace(-1, 2, 32))
+        plain.bias.copy_(torch.linspace(1, -1, 32))
+    for dtype, (height, width), bound in (
+        (torch.bfloat16, (5, 7), 4e-3),
+        (torch.bfloat16, (80, 64), 4e-3),
+        (torch.float32, (5, 7), 1e-6),
+    ):
+        x = torch.randn(2, 32, height, width, generator=torch.Generator().manual_seed(0))
+        x = x.to(dtype, memory_format=torch.channels_last)
+        with torch.no_grad():
+            out = SmallMapNorm(plain.to(dtype))(x)
+            exact = nn.functional.group_norm(x.double(), 8, plain.weight.double(), plain.bias.double())
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert relative(out, exact) < bound
 
 
 GUIDANCE = {
