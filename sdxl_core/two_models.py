@@ -84,6 +84,9 @@ class TwoModels:
     def _turn(self, index: int) -> Engine:
         self._rest(1 - index)
         engine = self._engines[index]
+        if engine is None or self.residence == "offload":
+            # PyTorch keeps what a model at work has freed, and before loading the system is asked what is free.
+            torch.cuda.empty_cache()
         if engine is None:
             load = self._loads[index]
             if load is None:
@@ -102,10 +105,6 @@ class TwoModels:
             self._engines[index] = None
         else:
             _move(engine, torch.device("cpu"))
-        on_cuda = engine.device.type == "cuda"
-        del engine
-        if on_cuda:
-            torch.cuda.empty_cache()  # so that what is free can be seen by the check before the next loading
 
 
 def _move(engine: Engine, device: torch.device) -> None:

@@ -2,6 +2,7 @@ import gc
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -73,6 +74,23 @@ def test_what_rests_beside_a_card_leaves_it_and_comes_back_the_same(loads: tuple
         assert {part.device.type for part in (*base.network.parameters(), *base.conditioner.parameters())} == {"cpu"}
         assert models.base() is base
         assert torch.equal(base.predict(x, t, told), before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("residence", get_args(Residence))
+def test_what_a_model_at_work_has_freed_is_free_for_the_next(loads: tuple[Load, Load], residence: Residence) -> None:
+    found: list[int] = []
+
+    def second(first_stage: AutoencoderKL | None) -> Engine:
+        found.append(torch.cuda.mem_get_info()[0])
+        return loads[1](first_stage)
+
+    models = TwoModels(loads[0], second, residence)
+    models.base()
+    free = torch.cuda.mem_get_info()[0]
+    torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    models.refiner()
+    assert found[0] > free - 2**29
 
 
 def test_one_first_stage_serves_both(loads: tuple[Load, Load]) -> None:
