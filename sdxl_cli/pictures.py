@@ -34,9 +34,9 @@ LATENT = ".safetensors"
 """How the name of a saved latent ends."""
 
 _PICTURE_NAME = re.compile(r"\S+\.(png|jpe?g|webp|tiff?|bmp|gif|avif|heic)", re.IGNORECASE)
-T = TypeVar("T")
-
 _MARGINS = re.compile(r"(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})", re.ASCII)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from PIL import Image
 from sdxl_core.config import MaskConfig
 from sdxl_core.errors import UsageError
 from sdxl_core.masks import Box, bounds, feather, grow, paste, widen
+from sdxl_core.picture_files import PictureError
 from sdxl_core.resolutions import Size
 from sdxl_core.source import Source
 from sdxl_core.source_pictures import Pixels, SourcePicture, settled
@@ -62,6 +63,7 @@ def build_canvas(source: Source, size: Size, picture: SourcePicture, mask: Sourc
 
     Raises:
         UsageError: nothing is left to be repainted.
+        PictureError: nothing of it is left at this size.
     """
     how = source.how.mask
     below, level = spread(source, picture, mask)
@@ -70,14 +72,25 @@ def build_canvas(source: Source, size: Size, picture: SourcePicture, mask: Sourc
         piece = (slice(top, bottom), slice(left, right))
         return Canvas(
             _stretch(below[piece], size, Image.Resampling.LANCZOS),
-            settled(_stretch(level[piece], size, Image.Resampling.BILINEAR)),
+            _left(settled(_stretch(level[piece], size, Image.Resampling.BILINEAR)), mask),
             Frame(below, feather(level, how.blur), box),
         )
     image = fit(below, size, source.how.resize)
     if level is None:
         return Canvas(image)
-    fitted = settled(fit(level, size, source.how.resize))
+    fitted = _left(settled(fit(level, size, source.how.resize)), mask)
     return Canvas(image, fitted, Frame(image, feather(fitted, how.blur), (0, 0, *size)))
+
+
+def _left(level: Pixels, mask: SourcePicture | None) -> Pixels:
+    """A mask at the size that is drawn, if anything of it is left there."""
+    if mask is not None and not level.any():
+        height, width = level.shape
+        raise PictureError(
+            f"the mask {mask.file.name} leaves nothing to be repainted at {width}x{height}: what it marks is too small",
+            hint="draw larger, widen it with --mask-grow, or work on its part alone with --only-masked",
+        )
+    return level
 
 
 def spread(source: Source, picture: SourcePicture, mask: SourcePicture | None) -> tuple[Pixels, Pixels | None]:

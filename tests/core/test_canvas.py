@@ -11,6 +11,7 @@ from support_tiny import tiny_config
 from sdxl_core.canvas import build_canvas, fit
 from sdxl_core.config import MaskConfig, SourceConfig
 from sdxl_core.errors import UsageError
+from sdxl_core.picture_files import PictureError
 from sdxl_core.source import SourceFile, build_source
 from sdxl_core.source_pictures import Pixels, SourcePicture
 
@@ -156,6 +157,13 @@ def test_scaling_leaves_no_trace_of_white_on_black_nor_of_black_on_white(only: b
     assert len(between) > 8
     assert between.min() >= 8
     assert between.max() <= 247
+
+
+def test_a_dot_that_is_lost_at_the_size_of_drawing_is_an_error_of_that_picture() -> None:
+    picture, dot = noise(1000, 1000), mask_of(1000, 1000, slice(500, 501), slice(500, 501))
+    with pytest.raises(PictureError, match=r"mask\.png leaves nothing to be repainted at 64x64: what it marks is too"):
+        canvas_of(picture, (64, 64), dot)
+    assert canvas_of(picture, (64, 64), dot, only=True, padding=8).mask.any()
 
 
 def test_black_and_white_masks() -> None:
