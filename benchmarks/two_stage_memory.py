@@ -4,7 +4,7 @@
     python benchmarks/two_stage_memory.py --preset sdxl-base-1.0 --refiner-preset sdxl-refiner-1.0 --device card
 
 `card` is the stand-in of the tests: a device whose tensors lie apart and are counted, and with which the CPU computes.
-Its bytes are those of tensors alone; the host's are then those of the process less these, looked at all the time, for
+Its bytes are those of tensors alone; the host's are then those of the process less these, looked at every 20 ms, for
 which the C library should give back at once what is freed: MALLOC_MMAP_THRESHOLD_=1000000 in the environment.
 
 Every way runs in a process of its own, through the program itself; all of them must write the same pixels. Words after

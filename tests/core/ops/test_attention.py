@@ -69,7 +69,7 @@ def test_head_by_head_errs_by_the_rounding_of_its_weights_alone(
     heads: int, n: int, m: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = [(2, places, heads, 64) for places in (n, m, m)]
-    # Scores of up to 40, whose own rounding to 16 bit would be seen.
+    # Scores of deviation 9, whose own rounding to 16 bit would be seen.
     q, k, v = ((3 * randn(*shape, seed=i)).bfloat16().transpose(1, 2) for i, shape in enumerate(shapes))
     attend = resolve_attention("auto", CPU, torch.bfloat16, 64)
     assert attend.name == "head_by_head"
