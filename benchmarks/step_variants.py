@@ -40,7 +40,7 @@ TINY = NetworkConfig(
     adm_in_channels=40,
 )
 EARLIER = ("fused_qkv", "kept_text", "kept_labels", "phase_upsampling")
-ALL = (*EARLIER, "channels_last", "fused_norms", "fused_transformer")
+ALL = (*EARLIER, "channels_last", "fused_norms", "winograd", "fused_transformer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,8 @@ WAYS = [
     Way("passes for any device", EARLIER),
     Way("  and channels_last", ALL[:5]),
     Way("  and fused_norms", ALL[:6]),
-    Way("  and fused_transformer: as it is run"),
+    Way("  and fused_transformer", (*ALL[:6], "fused_transformer")),
+    Way("  and winograd: as it is run"),
     Way("    cuDNN's attention first", attention="cudnn_first"),
     Way("    FlashAttention first", attention="flash_first"),
     Way("    gate after cuBLAS", kernels=gated_after),

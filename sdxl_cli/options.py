@@ -25,7 +25,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?", re.ASCII)
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 PASSES = (
     *("fused_qkv", "kept_text", "kept_labels", "safe_half", "phase_upsampling", "fused_first_stage"),
-    *("winograd", "packed_weights", "channels_last", "fused_norms", "fused_transformer", "fp8", "cuda_graph"),
+    *("channels_last", "fused_norms", "winograd", "packed_weights", "fused_transformer", "fp8", "cuda_graph"),
 )
 ATTENTIONS = (
     *("auto", "sdpa", "cudnn_first", "flash_first", "head_by_head", "cudnn", "flash", "efficient", "xformers"),

@@ -41,6 +41,7 @@ from sdxl_core.models.fused_unet import (
 from sdxl_core.models.graphs import Graphed, graphed_tower
 from sdxl_core.models.safe_half import carry_small
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
+from sdxl_core.models.winograd_blocks import WinogradKernels, gains_by_sums, sum_convolutions
 from sdxl_core.ops import kernels, onednn
 from sdxl_core.ops.heap import FREED
 from sdxl_core.ops.layers import replace_layers
@@ -216,7 +217,18 @@ def _fuse_first_stage(model: AutoencoderKL) -> None:
     fuse_first_stage(model, first_stage_kernels())
 
 
+def winograd_kernels() -> WinogradKernels:
+    """The kernels of `winograd` on a GPU; imports Triton."""
+    from sdxl_core.ops.kernels.winograd import normed_sums, outputs
+
+    return WinogradKernels(normed_sums, outputs)
+
+
 def _use_winograd(engine: Engine) -> None:
+    if engine.device.type == "cuda":
+        sum_convolutions(engine.network, winograd_kernels())  # type: ignore[arg-type]
+        return
+
     def replacement(layer: nn.Module) -> nn.Module | None:
         match layer:
             case PhaseUpsample():  # has its weights twice already, those of the plain convolution for odd sizes
@@ -229,7 +241,22 @@ def _use_winograd(engine: Engine) -> None:
 
 
 def _gains_by_winograd(engine: Engine) -> bool:
+    if engine.device.type == "cuda":
+        return gains_by_sums(engine.network)
     return any(isinstance(layer, nn.Conv2d) and pays(layer) for layer in engine.network.modules())
+
+
+def _why_no_winograd(place: Place) -> str | None:
+    if place.device.type != "cuda":
+        return onednn.why_not(place.device, place.dtype)
+    if reason := kernels.why_not(place.device):
+        return reason
+    major, minor = torch.cuda.get_device_capability(place.device)
+    return (
+        None
+        if major == 9
+        else f"on a GPU it is for compute capability 9.0, where it was timed; this is {major}.{minor}"
+    )
 
 
 def _why_not_packed(place: Place) -> str | None:
@@ -329,10 +356,10 @@ _TABLE = (
     Pass("safe_half", why_not=_no_need_of_half, first_stage=_carry_in_half),
     Pass("phase_upsampling", _split_upsampling, first_stage=_split_decoder_upsampling),
     Pass("fused_first_stage", why_not=_why_no_kernels, first_stage=_fuse_first_stage),
-    Pass("winograd", _use_winograd, _why_not_packed, gains=_gains_by_winograd),
-    Pass("packed_weights", _pack, _why_not_packed),
     Pass("channels_last", _put_channels_last, _why_no_kernels),  # PyTorch's own norms lose by it
     Pass("fused_norms", _fuse_norms, _why_no_kernels),
+    Pass("winograd", _use_winograd, _why_no_winograd, gains=_gains_by_winograd),  # on a GPU of fused blocks alone
+    Pass("packed_weights", _pack, _why_not_packed),
     Pass("fused_transformer", _fuse_transformer, _why_no_kernels),
     Pass("fp8", _to_eight_bits, _why_no_eight_bits, approximate=True),
     Pass("cuda_graph", _record_calls, _why_no_graphs),  # the last: it records what the others have made

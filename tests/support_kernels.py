@@ -20,6 +20,28 @@ def add(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
     return x + y if bias is None else x + y + bias[:, None, None]
 
 
+def normed_sums(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, shift: Tensor | None = None
+) -> Tensor:
+    normed = group_norm(x, weight, bias, groups, eps, silu=True, shift=shift)
+    height, width = x.shape[2:]
+    whole = F.pad(normed, (1, 1 + width % 2, 1, 1 + height % 2))
+    seen = whole.unfold(2, 4, 2).unfold(3, 4, 2).permute(4, 5, 0, 2, 3, 1)  # line, column, then places and channels
+    over_lines = seen.new_tensor([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+    return torch.einsum("il,jk,lkbhwc->ijbhwc", over_lines, over_lines, seen).reshape(16, -1, x.shape[1])
+
+
+def outputs(products: Tensor, like: Tensor, added: Tensor | None, bias: Tensor | None) -> Tensor:
+    b, _, height, width = like.shape
+    high, wide = (height + 1) // 2, (width + 1) // 2
+    counts = products.new_tensor([[1, 1, 1, 0], [0, 1, -1, -1]])
+    laid = products.view(4, 4, b, high, wide, -1)
+    out = torch.einsum("yi,xj,ijbhwc->bchywx", counts, counts, laid).reshape(b, -1, 2 * high, 2 * wide)
+    out = out[:, :, :height, :width]
+    out = out if bias is None else out + bias[:, None, None]
+    return (out if added is None else out + added).contiguous(memory_format=torch.channels_last)
+
+
 def interleave(maps: Tensor, bias: Tensor) -> Tensor:
     height, width = maps.shape[2] - 1, maps.shape[3] - 1
     out = maps.new_empty(len(maps), len(bias), 2 * height, 2 * width)

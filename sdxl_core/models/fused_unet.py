@@ -138,12 +138,19 @@ class FusedResBlock(ResBlock):
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # noqa: D102
-        normed = self.kernels.normed
-        h = _convolved(self.in_layers[2], normed(_norm(self.in_layers[0]), x))
-        h = _convolved(self.out_layers[3], normed(_norm(self.out_layers[0]), h, shift=self.shift(emb)))
+        h = self._first(x)
         if isinstance(self.skip_connection, nn.Conv2d):
             x = _convolved(self.skip_connection, x)
-        return self.kernels.add(x, h, self.bias)
+        return self._second(x, h, self.shift(emb))
+
+    def _first(self, x: Tensor) -> Tensor:
+        """What the first convolution gives before its bias."""
+        return _convolved(self.in_layers[2], self.kernels.normed(_norm(self.in_layers[0]), x))
+
+    def _second(self, x: Tensor, h: Tensor, shift: Tensor) -> Tensor:
+        """The block's result, of x behind its own connection."""
+        h = self.kernels.normed(_norm(self.out_layers[0]), h, shift=shift)
+        return self.kernels.add(x, _convolved(self.out_layers[3], h), self.bias)
 
 
 class FusedGEGLU(GEGLU):

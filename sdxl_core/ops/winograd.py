@@ -1,4 +1,4 @@
-"""3x3 convolutions with 4/9 of the multiplications, on a CPU: F(2x2, 3x3).
+"""3x3 convolutions with 4/9 of the multiplications, F(2x2, 3x3): their weights, and the whole on a CPU.
 
 Every 2x2 outputs come from 4x4 inputs by 16 products in place of 36: sums of inputs times sums of weights, and the
 outputs are sums of those. Over all places and channels each of the 16 is a matrix product.
@@ -27,10 +27,14 @@ _OUTPUTS = ((1, 1, 1, 0), (0, 1, -1, -1))
 """How often each of four products counts in either output."""
 
 
+def alike(conv: nn.Conv2d) -> bool:
+    """Whether F(2x2, 3x3) is of a convolution's kind."""
+    return conv.kernel_size == (3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1) and conv.groups == 1
+
+
 def pays(conv: nn.Conv2d) -> bool:
     """Whether a `WinogradConv2d` can take the place of a convolution, and is faster."""
-    alike = conv.kernel_size == (3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1) and conv.groups == 1
-    return alike and min(conv.in_channels, conv.out_channels) >= PAYING_CHANNELS
+    return alike(conv) and min(conv.in_channels, conv.out_channels) >= PAYING_CHANNELS
 
 
 class WinogradConv2d(nn.Module):

@@ -1,5 +1,8 @@
 """Group norm with what stands before and after it, and sums of maps, in as few passes over memory as there can be."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -45,37 +48,92 @@ def group_norm(
         (b, c, h, w) channels_last, of x's dtype.
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    b, c, height, width = x.shape
+    c = x.shape[1]
     out = torch.empty_like(x, memory_format=torch.channels_last)
+    moments, cut = measured(x, groups, shift)
+    with torch.cuda.device_of(x):
+        _normalise[cut.grid](
+            *(x, shift, stride_of(shift), moments, weight, bias, out, cut.rows, cut.chunk, cut.chunks, c),
+            *(cut.channels, groups, c // groups, eps),
+            **cut.compiled_for,
+            SHIFTED=shift is not None,
+            SILU=silu,
+            CHUNKS=cut.chunks_compiled_for,
+            num_warps=4,
+        )
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How the maps of a group norm are cut into parts of programs.
+
+    Args:
+        rows: of an image, h w.
+        chunk: rows of a program.
+        channels: of a program, whole groups.
+        grid: blocks of channels, chunks, images.
+        compiled_for: what the kernels are compiled for.
+    """
+
+    rows: int
+    chunk: int
+    channels: int
+    grid: tuple[int, int, int]
+    compiled_for: Mapping[str, int]
+
+    @property
+    def chunks(self) -> int:
+        """How many there are of an image."""
+        return self.grid[1]
+
+    @property
+    def chunks_compiled_for(self) -> int:
+        """The same, or more, for what reads the moments of all."""
+        return max(_FEWEST_CHUNKS, 1 << (self.chunks - 1).bit_length())
+
+
+def measured(x: Tensor, groups: int, shift: Tensor | None) -> tuple[Tensor, Cut]:
+    """The first pass of `group_norm`.
+
+    Args:
+        x: (b, c, h, w) channels_last.
+        groups: divides c.
+        shift: added to x, as there.
+
+    Returns:
+        Mean and sum of squared deviations, (b, groups, chunks, 2) float32, and what the chunks are.
+    """
+    b, c, height, width = x.shape
     rows, per_group = height * width, c // groups
     together = _groups_together(groups, per_group)
     blocks, channels = groups // together, together * per_group
     columns = triton.next_power_of_2(channels)
     tile = max(1, _TILE // columns)
     chunk = triton.cdiv(triton.cdiv(rows, triton.cdiv(_PROGRAMS, b * blocks)), tile) * tile
-    chunks = triton.cdiv(rows, chunk)
-    moments = torch.empty(b, groups, chunks, 2, dtype=torch.float32, device=x.device)
-    stride = shift.stride(0) if shift is not None and shift.dim() == 2 and len(shift) > 1 else 0
     compiled_for = {
-        "SHIFTED": shift is not None,
         "ROWS": tile,
         "COLUMNS": columns,
         "GROUPS": max(_FEWEST_GROUPS, triton.next_power_of_2(together)),
         "STAGES": _STAGES,
     }
-    cut = rows, chunk, chunks, c, channels, groups, per_group
-    grid = (blocks, chunks, b)
+    cut = Cut(rows, chunk, channels, (blocks, triton.cdiv(rows, chunk), b), compiled_for)
+    moments = torch.empty(b, groups, cut.chunks, 2, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         # 128 registers for each of 128 threads: then four programs fit on a multiprocessor.
-        _measure[grid](x, shift, stride, moments, *cut, **compiled_for, num_warps=4, maxnreg=128)
-        _normalise[grid](
-            *(x, shift, stride, moments, weight, bias, out, *cut, eps),
+        _measure[cut.grid](
+            *(x, shift, stride_of(shift), moments, rows, chunk, cut.chunks, c, channels, groups, per_group),
             **compiled_for,
-            SILU=silu,
-            CHUNKS=max(_FEWEST_CHUNKS, triton.next_power_of_2(chunks)),
+            SHIFTED=shift is not None,
             num_warps=4,
+            maxnreg=128,
         )
-    return out
+    return moments, cut
+
+
+def stride_of(shift: Tensor | None) -> int:
+    """From the shift of one image to that of the next."""
+    return shift.stride(0) if shift is not None and shift.dim() == 2 and len(shift) > 1 else 0
 
 
 def add(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
@@ -126,13 +184,14 @@ def _to_groups(of_channels, members):
 
 
 @triton.jit
-def _to_channels(of_groups, members):
+def to_channels(of_groups, members):
     """To each channel what its group has: (groups,) to (channels,)."""
     return tl.sum(tl.where(members, of_groups[None, :], 0.0), axis=1)
 
 
 @triton.jit
-def _shift_of(shift, stride, image, channel, inside, SHIFTED: tl.constexpr):
+def shift_of(shift, stride, image, channel, inside, SHIFTED: tl.constexpr):
+    """What is added to each channel: (channels,)."""
     if SHIFTED:
         return tl.load(shift + image * stride + channel, mask=inside, other=0.0).to(tl.float32)
     else:
@@ -171,14 +230,14 @@ def _measure(
     first = tl.program_id(1) * chunk
     count = tl.minimum(chunk, rows - first)
     x += (image.to(tl.int64) * rows + first) * c
-    added = _shift_of(shift, stride, image, channel, inside, SHIFTED)
+    added = shift_of(shift, stride, image, channel, inside, SHIFTED)
 
     row = tl.arange(0, ROWS)
     seen = (row < count)[:, None] & inside[None, :]
     value = tl.load(x + row[:, None] * c + channel[None, :], mask=seen, other=0.0).to(tl.float32)
     tile_sums = tl.sum(tl.where(seen, value + added[None, :], 0.0), axis=0)
     pivot = _to_groups(tile_sums, members) / (tl.minimum(count, ROWS) * per_group)
-    origin = added - _to_channels(pivot, members)
+    origin = added - to_channels(pivot, members)
     value = tl.where(seen, value + origin[None, :], 0.0)
     total, squares = value, value * value
     for start in tl.range(ROWS, count, ROWS, num_stages=STAGES):
@@ -200,7 +259,7 @@ def _measure(
 
 
 @triton.jit
-def _joined(moments, group, known, rows, chunk, chunks, per_group, CHUNKS: tl.constexpr):
+def joined(moments, group, known, rows, chunk, chunks, per_group, CHUNKS: tl.constexpr):
     """Mean and variance of groups over all chunks."""
     part = tl.arange(0, CHUNKS)
     place = moments + 2 * (group[:, None] * chunks + part[None, :])
@@ -249,11 +308,11 @@ def _normalise(
     summand = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
     first_group = image * groups + tl.program_id(0) * (channels // per_group)
     known = group < channels // per_group
-    mean, variance = _joined(moments, first_group + group, known, rows, chunk, chunks, per_group, CHUNKS)
+    mean, variance = joined(moments, first_group + group, known, rows, chunk, chunks, per_group, CHUNKS)
 
-    added = _shift_of(shift, stride, image, channel, inside, SHIFTED)
-    origin = added - _to_channels(mean, members)
-    factor *= _to_channels(1.0 / tl.sqrt(variance + eps), members)
+    added = shift_of(shift, stride, image, channel, inside, SHIFTED)
+    origin = added - to_channels(mean, members)
+    factor *= to_channels(1.0 / tl.sqrt(variance + eps), members)
 
     first = tl.program_id(1) * chunk
     count = tl.minimum(chunk, rows - first)

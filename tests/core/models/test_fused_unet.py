@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support_kernels import add, gated, group_norm, interleave, layer_norm
+from support_kernels import add, gated, group_norm, interleave, layer_norm, normed_sums, outputs
 from support_networks import BASE, REFINER, randn, randomized
 from torch import Tensor, nn
 
 from sdxl_core.config import NetworkConfig
 from sdxl_core.devices import settle_arithmetic
 from sdxl_core.diffusion.touches import own_values
+from sdxl_core.models import winograd_blocks
 from sdxl_core.models.fused import FusedSelfAttention, PhaseUpsample, Remembered
 from sdxl_core.models.fused_unet import (
     DoublingUpsample,
@@ -24,7 +25,8 @@ from sdxl_core.models.fused_unet import (
     fuse_transformers,
 )
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
-from sdxl_core.models.unet import UNet, Upsample
+from sdxl_core.models.unet import ResBlock, UNet, Upsample
+from sdxl_core.models.winograd_blocks import SummedConv, WinogradKernels, gains_by_sums, sum_convolutions
 from sdxl_core.ops.woven import unweave
 from sdxl_core.types import Touch
 
@@ -74,6 +76,26 @@ def test_the_network_is_the_plain_one_at_every_size(case: str) -> None:
     with torch.inference_mode():
         for rows, height, width in ((2, 8, 8), (1, 9, 5)):
             given = call(config, rows, height, width)
+            assert relative(ours(*given), network(*given)) < 1e-12
+
+
+@pytest.mark.parametrize("paying", [32, 64, 1000])
+def test_winograds_products_are_the_convolutions(paying: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd_blocks, "PAYING_CHANNELS", paying)
+    network = plain(BASE)
+    blocks = [layer for layer in network.modules() if isinstance(layer, ResBlock)]
+    convs = [conv for block in blocks for conv in (block.in_layers[2], block.out_layers[3])]
+    made = sum(min(conv.weight.shape[:2]) >= paying for conv in convs)
+    assert (made == 0) == (paying == 1000)
+    assert not gains_by_sums(network)  # its blocks are not fused
+    ours = fused(network)
+    assert gains_by_sums(ours) == (made > 0)
+    sum_convolutions(ours, WinogradKernels(normed_sums, outputs))
+    assert not gains_by_sums(ours)
+    assert sum(isinstance(layer, SummedConv) for layer in ours.modules()) == made
+    with torch.inference_mode():
+        for rows, height, width in ((2, 8, 8), (1, 9, 5)):
+            given = call(BASE, rows, height, width)
             assert relative(ours(*given), network(*given)) < 1e-12
 
 
@@ -189,10 +211,13 @@ ON_GPU = [
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("config", "name"), [(MINIMAL, "float32")] if INTERPRETED else ON_GPU)
-def test_kernels_are_as_near_to_the_exact_function_as_the_plain_path(config: NetworkConfig, name: str) -> None:
+def test_kernels_are_as_near_to_the_exact_function_as_the_plain_path(
+    config: NetworkConfig, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("triton")
-    from sdxl_core.passes import network_kernels
+    from sdxl_core.passes import network_kernels, winograd_kernels
 
+    monkeypatch.setattr(winograd_blocks, "PAYING_CHANNELS", 32)
     device, dtype = "cpu" if INTERPRETED else "cuda", getattr(torch, name)
     settle_arithmetic(torch.device(device))
     with torch.device(device):
@@ -208,6 +233,10 @@ def test_kernels_are_as_near_to_the_exact_function_as_the_plain_path(config: Net
         network.to(dtype)
         half = x.to(dtype), t, crossattn.to(dtype), vector.to(dtype)
         fair = relative(network(*half), exact)
-        ours = fused(network, network_kernels())(*half)
+        made = fused(network, network_kernels())
+        ours = made(*half)
+        sum_convolutions(made, winograd_kernels())
+        by_sums = made(*half)
     # In float32 the GPU's quick roots, quotients and exponentials, each right to two units in the last place, do count.
     assert relative(ours, exact) < (2 if dtype is torch.float32 else 1.2) * fair
+    assert relative(by_sums, exact) < (2 if dtype is torch.float32 else 1.3) * fair

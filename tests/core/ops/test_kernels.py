@@ -196,7 +196,8 @@ def test_the_kernels_compute_the_same_without_a_gpu() -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"),
-            *("tests/core/ops/test_kernels.py", "tests/core/models/test_fused_unet.py"),
+            *("tests/core/ops/test_kernels.py", "tests/core/ops/test_winograd_kernels.py"),
+            "tests/core/models/test_fused_unet.py",
         ],
         cwd=root,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
