@@ -254,25 +254,46 @@ def attention(speed: float) -> None:
     backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
     def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
-        for heads, n, keys in ((10, 4096, 4096), (20, 1024, 1024), (10, 4096, 77), (20, 1024, 77)):
-            if n == keys:
-                given = [drawn(2, n, 3 * heads * 64) for _ in range(4)]
-                parts = [x.view(2, n, 3, heads, 64).permute(2, 0, 3, 1, 4).unbind() for x in given]
-            else:
-                queries = [drawn(2, n, heads * 64) for _ in range(4)]
-                words = [[drawn(2, keys, heads * 64) for _ in range(2)] for _ in range(4)]
-                parts = [
-                    tuple(y.view(2, -1, heads, 64).transpose(1, 2) for y in (q, *kv))
-                    for q, kv in zip(queries, words, strict=True)
-                ]
+        for heads, n in ((10, 4096), (20, 1024)):
+            given = [drawn(2, n, 3 * heads * 64) for _ in range(4)]
+            parts = [x.view(2, n, 3, heads, 64).permute(2, 0, 3, 1, 4).unbind() for x in given]
             times = []
             for backend in backends:
                 with sdpa_kernel(backend):
                     times.append(time_us(lambda i: F.scaled_dot_product_attention(*parts[i]), 4))  # noqa: B023
             best = min((time for time in times if time is not None), default=None)
-            yield f"{heads} heads, {n} to {keys}", [*times, rate(2 * 2 * 2 * heads * n * keys * 64, best)]
+            yield f"{heads} heads, {n}", [*times, rate(2 * 2 * 2 * heads * n * n * 64, best)]
 
-    table("Attention, batch 2, strided views, float16", ["cudnn", "flash", "efficient", "best TFLOP/s"], rows())
+    table("Self-attention, batch 2, strided views, float16", ["cudnn", "flash", "efficient", "best TFLOP/s"], rows())
+
+
+def words(speed: float) -> None:
+    from sdxl_core.ops.attention import BACKENDS, Attention
+    from sdxl_core.ops.kernels.words import LAUNCHES, attend
+
+    kernels: list[tuple[str, Attention]] = [(name, BACKENDS[name].fn) for name in ("cudnn_first", "flash_first")]
+    kernels += [(f"{how.rows} x {how.tiles}, {how.warps} warps", partial(attend, how=how)) for how in LAUNCHES]
+
+    def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
+        for b, heads, n, keys in ATTENDED:
+            sets, width = sets_of(4 * b * n * heads * 64), heads * 64
+            # Keys and values of all layers are parts of one product.
+            joined, queries = drawn(b, keys, 2 * sets * width), [drawn(b, n, width) for _ in range(sets)]
+            kept = joined.view(b, keys, 2 * sets, heads, 64).permute(2, 0, 3, 1, 4).unbind()
+            q = [x.view(b, n, heads, 64).transpose(1, 2) for x in queries]
+            times = [
+                time_us(lambda i: kernel(q[i], kept[2 * i], kept[2 * i + 1]), sets)  # noqa: B023
+                for _, kernel in (kernels if keys == 77 else kernels[:3])
+            ]
+            yield f"{b}, {heads} heads, {n} to {keys}", [2 * queries[0].nbytes / speed, *times]
+
+    table("Attention to words, float16, out of the cache", ["floor", *(name for name, _ in kernels)], rows())
+
+
+ATTENDED = [
+    *((2, 10, 4096, 77), (2, 20, 1024, 77), (8, 10, 4096, 77), (8, 20, 1024, 77)),
+    *((2, 10, 4096, 154), (2, 20, 1024, 154), (2, 10, 4096, 231), (2, 20, 1024, 231)),
+]
 
 
 DOUBLED = [(2, 1280, 32, 32), (2, 640, 64, 64), (1, 512, 128, 128), (1, 512, 256, 256), (1, 256, 512, 512)]
@@ -335,6 +356,7 @@ TOPICS = {
     "linears": linears,
     "convs": convs,
     "attention": attention,
+    "words": words,
     "upsampling": upsampling,
     "norm_cuts": norm_cuts,
 }

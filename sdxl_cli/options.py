@@ -28,8 +28,8 @@ PASSES = (
     *("channels_last", "fused_norms", "winograd", "packed_weights", "fused_transformer", "fp8", "cuda_graph"),
 )
 ATTENTIONS = (
-    *("auto", "sdpa", "cudnn_first", "flash_first", "head_by_head", "cudnn", "flash", "efficient", "xformers"),
-    "math",
+    *("auto", "sdpa", "words_first", "cudnn_first", "flash_first", "head_by_head"),
+    *("cudnn", "flash", "efficient", "xformers", "math"),
 )
 _SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 
 import torch
@@ -82,8 +83,7 @@ def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     PyTorch's kernel makes many small products, of 64 queries by 512 keys, and each asks oneDNN for its code.
     """
     (b, heads, n, d), m = q.shape, k.shape[2]
-    trains = torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v))
-    if b * heads * n * m < _FEWEST_SCORES or n * m > _MOST_SCORES or trains:
+    if b * heads * n * m < _FEWEST_SCORES or n * m > _MOST_SCORES or _trains(q, k, v):
         return sdpa(q, k, v)
     out = q.new_empty(b, n, heads, d).transpose(1, 2)  # as the layer behind it wants it
     count = min(heads, max(2, _SCORES_BYTES // (4 * n * m)))  # two at least, for as many cores
@@ -98,6 +98,34 @@ def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             rounded.copy_(theirs)
             torch.bmm(rounded, v[part], out=out[part])
     return out
+
+
+def _trains(*parts: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+
+
+_FEWEST_WORDS, _MOST_WORDS, _WORDS_HEAD = 17, 256, 64
+"""Keys, and features of a head, for which there is a kernel of ours."""
+
+
+def words_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of many queries to few keys by a kernel of ours, where Triton runs; all else by cuDNN's first."""
+    few = _FEWEST_WORDS <= k.shape[2] <= _MOST_WORDS and k.shape[2] < q.shape[2]
+    known = q.itemsize == 2 and q.shape[3] == _WORDS_HEAD and all(part.stride(3) == 1 for part in (q, k, v))
+    if few and known and not _trains(q, k, v) and (kernel := _kernel_for_words(q.device)) is not None:
+        return kernel(q, k, v)
+    return _CUDNN_FIRST(q, k, v)
+
+
+@cache
+def _kernel_for_words(device: torch.device) -> Attention | None:
+    from sdxl_core.ops import kernels
+
+    if kernels.why_not(device) is not None:
+        return None
+    from sdxl_core.ops.kernels.words import attend
+
+    return attend
 
 
 def in_query_chunks(attention: Attention, block_bytes: int) -> Attention:
@@ -208,6 +236,18 @@ def _flash_rules(device: torch.device, dtype: torch.dtype, head_dim: int) -> str
     return _on_ampere_in_half(device, dtype, head_dim)
 
 
+def _words_rules(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    if reason := _cudnn_rules(device, dtype, head_dim):
+        return reason
+    if not _is_hopper(device):
+        return "it is for compute capability 9.0, where it was measured"
+    return None if head_dim == _WORDS_HEAD else f"its heads are {_WORDS_HEAD} wide, this one is {head_dim}"
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
 _on_ampere_in_half = _rules(_on_ampere, _in(torch.float16, torch.bfloat16), _heads(largest=256))
 _cudnn_rules = _rules(_on_ampere_in_half, _heads(multiple=8))
 
@@ -220,6 +260,7 @@ _FLASH_FIRST = _first(SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *_
 
 _TABLE = (
     _backend("sdpa", sdpa),
+    AttentionBackend("words_first", words_first, _words_rules),
     AttentionBackend("cudnn_first", _CUDNN_FIRST, _cudnn_rules),
     AttentionBackend("flash_first", _FLASH_FIRST, _on_ampere_in_half),
     AttentionBackend("head_by_head", head_by_head, _rules(_on_cpu, _in(torch.bfloat16))),
@@ -263,8 +304,7 @@ def _preferred(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     Ampere. None of these needs a trial, which would build a plan that no picture uses.
     """
     if device.type == "cuda":
-        hopper = torch.cuda.get_device_capability(device) == (9, 0)
-        for name in ("cudnn_first", "flash_first") if hopper else ("flash_first",):
+        for name in ("words_first", "cudnn_first", "flash_first") if _is_hopper(device) else ("flash_first",):
             if BACKENDS[name].why_not(device, dtype, head_dim) is None:
                 return name
     return "head_by_head" if BACKENDS["head_by_head"].why_not(device, dtype, head_dim) is None else "sdpa"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdxl_core.errors import DeviceError
 from sdxl_core.ops import attention
-from sdxl_core.ops.attention import BACKENDS, head_by_head, resolve_attention, sdpa, written_out
+from sdxl_core.ops.attention import BACKENDS, head_by_head, resolve_attention, sdpa, words_first, written_out
 
 CPU = torch.device("cpu")
 ON_CPU = ["sdpa", "flash", "math"]
@@ -129,7 +129,7 @@ def test_unknown_name_lists_the_known() -> None:
     assert caught.value.hint == f"one of: auto, {', '.join(BACKENDS)}"
 
 
-@pytest.mark.parametrize("name", ["cudnn_first", "flash_first"])
+@pytest.mark.parametrize("name", ["words_first", "cudnn_first", "flash_first"])
 def test_an_order_of_kernels_falls_back_to_one_that_can_and_is_the_process_no_longer(name: str) -> None:
     before = torch._C._get_sdp_priority_order()
     q, k, v = draw(5, 64, torch.float64)
@@ -140,8 +140,9 @@ def test_an_order_of_kernels_falls_back_to_one_that_can_and_is_the_process_no_lo
 @pytest.mark.parametrize(
     ("capability", "dtype", "head_dim", "chosen"),
     [
-        ((9, 0), torch.float16, 64, "cudnn_first"),
-        ((9, 0), torch.bfloat16, 64, "cudnn_first"),
+        ((9, 0), torch.float16, 64, "words_first"),
+        ((9, 0), torch.bfloat16, 64, "words_first"),
+        ((9, 0), torch.float16, 32, "cudnn_first"),
         ((9, 0), torch.float16, 20, "flash_first"),
         ((9, 0), torch.float16, 512, "sdpa"),
         ((9, 0), torch.float32, 64, "sdpa"),
@@ -156,6 +157,25 @@ def test_auto_goes_by_the_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert resolve_attention("auto", torch.device("cuda"), dtype, head_dim).name == chosen
+
+
+def test_words_first_leaves_to_the_others_what_its_kernel_does_not_run_with() -> None:
+    q, k, v = (randn(1, 2, n, 64, seed=i).half() for i, n in enumerate((100, 77, 77)))
+    assert relative_error(words_first(q, k, v), formula(q, k, v)) <= 2e-3
+    assert words_first(q.requires_grad_(), k, v).requires_grad
+
+
+def test_words_first_says_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    why_not = BACKENDS["words_first"].why_not
+    for capability, head_dim, reason in [
+        ((9, 0), 64, None),
+        ((9, 0), 32, "its heads are 64 wide, this one is 32"),
+        ((8, 9), 64, "it is for compute capability 9.0, where it was measured"),
+        ((7, 5), 64, "it needs compute capability 8.0, this GPU has 7.5"),
+    ]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert why_not(torch.device("cuda"), torch.float16, head_dim) == reason
 
 
 @pytest.mark.gpu
