@@ -219,9 +219,10 @@ def _fuse_first_stage(model: AutoencoderKL) -> None:
 
 def winograd_kernels() -> WinogradKernels:
     """The kernels of `winograd` on a GPU; imports Triton."""
+    from sdxl_core.ops.kernels.doubling import doubled, doubling_sums
     from sdxl_core.ops.kernels.winograd import normed_sums, outputs
 
-    return WinogradKernels(normed_sums, outputs)
+    return WinogradKernels(normed_sums, outputs, doubling_sums, doubled)
 
 
 def _use_winograd(engine: Engine) -> None:
@@ -287,6 +288,7 @@ def network_kernels() -> NetworkKernels:
     """The kernels of `fused_norms` and `fused_transformer`; imports Triton."""
     from sdxl_core.ops.kernels.doubling import interleave
     from sdxl_core.ops.kernels.gates import geglu
+    from sdxl_core.ops.kernels.joins import join
     from sdxl_core.ops.kernels.layer_norms import layer_norm
     from sdxl_core.ops.kernels.norms import add, group_norm
     from sdxl_core.ops.kernels.products import gate_of_woven
@@ -294,7 +296,7 @@ def network_kernels() -> NetworkKernels:
     def gated(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return geglu(F.linear(rows, weight), bias)
 
-    return NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place, gate_of_woven)
+    return NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place, join, gate_of_woven)
 
 
 def _fuse_norms(engine: Engine) -> None:

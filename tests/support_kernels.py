@@ -42,6 +42,27 @@ def outputs(products: Tensor, like: Tensor, added: Tensor | None, bias: Tensor |
     return (out if added is None else out + added).contiguous(memory_format=torch.channels_last)
 
 
+def doubling_sums(x: Tensor) -> Tensor:
+    """Along either side a pixel, what its predecessor has more, what its successor has; nothing around the map."""
+    seen = F.pad(x, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1).permute(4, 5, 0, 2, 3, 1)
+    sums = seen.new_tensor([[0, 1, 0], [1, -1, 0], [0, -1, 1]])
+    return torch.einsum("il,jk,lkbhwc->ijbhwc", sums, sums, seen).reshape(9, -1, x.shape[1])
+
+
+def doubled(products: Tensor, like: Tensor, bias: Tensor) -> Tensor:
+    b, _, height, width = like.shape
+    counts = products.new_tensor([[1, 1, 0], [1, 0, 1]])
+    laid = products.view(3, 3, b, height, width, -1)
+    out = torch.einsum("yi,xj,ijbhwc->bchywx", counts, counts, laid).reshape(b, -1, 2 * height, 2 * width)
+    return (out + bias[:, None, None]).contiguous(memory_format=torch.channels_last)
+
+
+def join(x: Tensor, y: Tensor) -> Tensor:
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    return torch.cat([x, y], dim=1)
+
+
 def interleave(maps: Tensor, bias: Tensor) -> Tensor:
     height, width = maps.shape[2] - 1, maps.shape[3] - 1
     out = maps.new_empty(len(maps), len(bias), 2 * height, 2 * width)

@@ -54,12 +54,14 @@ class NetworkKernels(Kernels):
         layer_norm: with a bias that is owed to its input.
         gated: of a plain weight.
         added: (x, rows, weight) -> x + rows W^T, which may be written into x.
+        join: (x, y) -> the channels of both maps.
         woven: the same as `gated` of this weight once it is woven, or None where that gains nothing.
     """
 
     layer_norm: LayerNormKernel
     gated: Gated
     added: Callable[[Tensor, Tensor, Tensor], Tensor]
+    join: Callable[[Tensor, Tensor], Tensor]
     woven: Callable[[Tensor], Gated | None] = never_woven
 
 
@@ -303,7 +305,7 @@ class DoublingUpsample(Upsample):
 
 
 def fuse_norms(network: UNet, kernels: NetworkKernels, doubling: Doubling = JoinedUpsample) -> None:
-    """Have the blocks of convolutions, the last norm and doubling by phases made of kernels.
+    """Have the blocks of convolutions, what joins their maps, the last norm and doubling by phases made of kernels.
 
     Args:
         network: whose doubling, where it is plain, stays plain.
@@ -323,6 +325,7 @@ def fuse_norms(network: UNet, kernels: NetworkKernels, doubling: Doubling = Join
         return None
 
     replace_layers(network, replacement)
+    network.join = kernels.join
     network.out[0], network.out[1] = FusedNorm(_norm(network.out[0]), kernels), nn.Identity()
 
 

@@ -4,6 +4,7 @@ Architecture: Podell et al. 2023, section 2.1 and table 1. Parameter names are t
 `model.diffusion_model.`
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -97,6 +98,10 @@ def _embedding(c_in: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(c_in, c_out), nn.SiLU(), nn.Linear(c_out, c_out))
 
 
+def _join(x: Tensor, skip: Tensor) -> Tensor:
+    return torch.cat([x, skip], dim=1)
+
+
 class UNet(nn.Module):
     """The network; predicts eps or v, as it was trained.
 
@@ -108,6 +113,7 @@ class UNet(nn.Module):
     def __init__(self, config: NetworkConfig, *, attention: Attention = sdpa) -> None:
         super().__init__()
         self.config = config
+        self.join: Callable[[Tensor, Tensor], Tensor] = _join
         emb_dim = 4 * config.model_channels
         self.time_embed = _embedding(config.model_channels, emb_dim)
         self.label_emb = nn.Sequential(_embedding(config.adm_in_channels, emb_dim))
@@ -185,5 +191,5 @@ class UNet(nn.Module):
             if touch is not None and touch.merge is not None:
                 x, skip = touch.merge(x, skip)
             size = skips[-1].shape[2:] if skips else None
-            x = stage(torch.cat([x, skip], dim=1), emb, crossattn, size=size, attend=attend(f"output_blocks.{i}"))
+            x = stage(self.join(x, skip), emb, crossattn, size=size, attend=attend(f"output_blocks.{i}"))
         return cast(Tensor, self.out(x))

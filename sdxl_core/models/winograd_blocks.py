@@ -1,4 +1,4 @@
-"""The UNet's blocks of convolutions for a GPU, made of Winograd's products: 4/9 of their multiplications."""
+"""The UNet's convolutions for a GPU, made of Winograd's products: 4/9 of their multiplications, behind doubling 1/4."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sdxl_core.models.fused_unet import FusedResBlock
+from sdxl_core.models.fused_unet import DoublingUpsample, FusedResBlock
 from sdxl_core.models.unet import UNet
 from sdxl_core.ops.layers import replace_layers
-from sdxl_core.ops.winograd import alike, summed_weights
+from sdxl_core.ops.winograd import alike, doubling_weights, summed_weights
 
 PAYING_CHANNELS = 320
 """From so many channels on, in and out, on a Hopper GPU; convolutions of fewer were not timed."""
@@ -31,10 +31,14 @@ class WinogradKernels:
     Args:
         normed_sums: of a map, those of its norm and SiLU.
         outputs: (products, x, added, bias) -> the map of x's size; see `sdxl_core.ops.kernels.winograd.outputs`.
+        doubling_sums: of a map; see `sdxl_core.ops.kernels.doubling.doubling_sums`.
+        doubled: (products, x, bias) -> the map of double the size; see there.
     """
 
     normed_sums: NormedSums
     outputs: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+    doubling_sums: Callable[[Tensor], Tensor]
+    doubled: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def convolved(
         self,
@@ -98,6 +102,27 @@ class WinogradResBlock(FusedResBlock):
         return self.winograd.convolved(norm, conv, h, shift=shift, added=x, bias=self.bias)
 
 
+class SummedDoubling(nn.Module):
+    """Doubling and the convolution after it as nine products, in place of the sixteen of four phases.
+
+    Args:
+        plain: the convolution.
+        kernels: what stands around the products.
+    """
+
+    def __init__(self, plain: nn.Conv2d, kernels: WinogradKernels) -> None:
+        super().__init__()
+        weight = torch.stack(list(doubling_weights(plain.weight.detach())))
+        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), plain.bias
+        self.winograd = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, c, h, w) to (b, c', 2 h, 2 w)."""
+        assert self.bias is not None
+        products = torch.bmm(self.winograd.doubling_sums(x), self.weight.mT)
+        return self.winograd.doubled(products, x, self.bias)
+
+
 def pays(conv: nn.Conv2d) -> bool:
     """Whether 16 products are faster."""
     return alike(conv) and min(conv.in_channels, conv.out_channels) >= PAYING_CHANNELS
@@ -110,9 +135,15 @@ def gains_by_sums(network: nn.Module) -> bool:
 
 
 def sum_convolutions(network: UNet, kernels: WinogradKernels) -> None:
-    """Have the convolutions of fused blocks that gain by it made of Winograd's products."""
+    """Have the convolutions of fused blocks, and those behind doubling, that gain by it made of Winograd's products."""
 
     def replacement(layer: nn.Module) -> nn.Module | None:
-        return WinogradResBlock(layer, kernels) if isinstance(layer, FusedResBlock) else None
+        match layer:
+            case FusedResBlock():
+                return WinogradResBlock(layer, kernels)
+            case DoublingUpsample() if pays(layer.conv):
+                layer.doubled = SummedDoubling(layer.conv, kernels)  # type: ignore[assignment]
+                return layer
+        return None
 
     replace_layers(network, replacement)

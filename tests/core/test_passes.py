@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support_kernels import add, gated, group_norm, interleave, layer_norm
+from support_kernels import add, gated, group_norm, interleave, join, layer_norm
 from support_tiny import CPU_PASSES, CUDA_PASSES, tiny_config, write_tiny_checkpoint
 from torch import Tensor, nn
 
@@ -261,7 +261,7 @@ def written_out(engine: Engine, first: Kernels = WRITTEN_OUT, others: Kernels = 
     """An engine on the CPU with the network that the pass `fp8` makes on a GPU; `first` compute in its first block."""
     engine = apply_passes(engine, ("fused_qkv", "kept_text", "kept_labels", "phase_upsampling"))
     engine.network.to(memory_format=torch.channels_last)
-    kernels = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place)
+    kernels = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place, join)
     fuse_norms(engine.network, kernels)  # type: ignore[arg-type]
     fuse_transformers(engine.network, kernels)  # type: ignore[arg-type]
     computing = chain([first], repeat(others))

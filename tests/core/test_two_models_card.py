@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support_card import NAME, PLUGS_IN, Card, plugged_in
-from support_kernels import add, gated, group_norm, interleave, layer_norm
+from support_kernels import add, gated, group_norm, interleave, join, layer_norm
 from support_networks import BASE, randn, randomized
 from support_tape import Tape
 from support_tiny import tiny_config, write_tiny_checkpoint
@@ -193,7 +193,7 @@ def test_a_network_with_every_layer_for_a_gpu_leaves_the_card_and_comes_back_as_
     for block in blocks:
         block.attn1 = FusedSelfAttention(block.attn1)  # type: ignore[assignment]
     join_text([block.attn2 for block in blocks])
-    kernels = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place)
+    kernels = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place, join)
     fuse_norms(network, kernels)
     fuse_transformers(network, kernels)
     network = Graphed(network, Tape) if recorded else network  # which holds texts of its own, and lets go of them

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from support_kernels import add, gated, group_norm, interleave, layer_norm
+from support_kernels import add, gated, group_norm, interleave, join, layer_norm
 from support_networks import randn, randomized
 from torch import Tensor
 
@@ -30,7 +30,7 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, delta_bias: Te
     return _as_it_is(F.layer_norm(x + delta_bias, x.shape[1:], weight, bias, eps))
 
 
-NETWORK_KERNELS = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place)
+NETWORK_KERNELS = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place, join)
 
 NOT_ROUNDED = Kernels(lambda weight, gated: _as_it_is(weight), _norm, fp8.linear)
 """With these a block has the order of a block in eight bits, in float32."""

@@ -186,6 +186,24 @@ def test_interleave(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Non
         assert relative(out[:, :, row::2, column::2], part.double() + bias.double()[:, None, None]) < LIMIT[dtype]
 
 
+@pytest.mark.gpu
+@here(
+    [
+        ((2, 10, 3, 5, 7), torch.float32),
+        ((2, 1280, 640, 32, 32), torch.float16),
+        ((1, 640, 320, 63, 65), torch.bfloat16),
+    ]
+)
+def test_join(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    from sdxl_core.ops.kernels.joins import join
+
+    b, first, second, height, width = shape
+    x, y = drawn(b, first, height, width, dtype=dtype), drawn(b, second, height, width, dtype=dtype, seed=1)
+    joined = join(x, y)
+    assert joined.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(joined, torch.cat([x, y], dim=1))
+
+
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts the interpreter")
 @pytest.mark.skipif(
     [int(part) for part in triton.__version__.split(".")[:2]] < [3, 8],

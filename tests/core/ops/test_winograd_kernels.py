@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdxl_core.ops.winograd import summed_weights
+from sdxl_core.ops.winograd import doubling_weights, summed_weights
 
 pytest.importorskip("triton")
 
@@ -63,6 +63,30 @@ def test_it_is_the_convolution_behind_a_norm(shape: tuple[int, ...], dtype: torc
         if summed is not None:
             exact += summed.double() + owed.double()[:, None, None]
         assert relative(ours, exact) < LIMIT[dtype]
+
+
+# (b, c_in, c_out, h, w)
+DOUBLED = [((2, 70, 10, 3, 5), torch.float32), ((1, 16, 96, 9, 1), torch.float32)]
+if not INTERPRETED:
+    DOUBLED += [((2, 1280, 1280, 32, 32), torch.float16), ((8, 640, 640, 64, 64), torch.float16)]
+    DOUBLED += [((3, 640, 640, 31, 33), torch.bfloat16)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("shape", "dtype"), DOUBLED, ids=str)
+def test_it_is_the_convolution_behind_doubling(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    from sdxl_core.ops.kernels.doubling import doubled, doubling_sums
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    b, c, c_out, height, width = shape
+    sizes = ((b, c, height, width), (c_out, c, 3, 3), (c_out,))
+    x, conv, bias = starmap(lambda i, size: drawn(*size, seed=i, dtype=dtype), enumerate(sizes))
+    conv = conv / (9 * c) ** 0.5
+    weights = torch.stack(list(doubling_weights(conv)))
+    ours = doubled(torch.bmm(doubling_sums(x), weights.mT), x, bias)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    twice = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert relative(ours, F.conv2d(twice, conv.double(), bias.double(), padding=1)) < LIMIT[dtype]
 
 
 @pytest.mark.gpu
