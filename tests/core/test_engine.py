@@ -24,18 +24,8 @@ CONFIG = tiny_config()
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("engine") / "tiny.safetensors")
-
-
-@pytest.fixture(scope="module")
 def tensors() -> dict[str, Tensor]:
     return tiny_tensors()
-
-
-@pytest.fixture(scope="module")
-def engine(checkpoint: Path) -> Engine:
-    return load_engine(CONFIG, checkpoint, device="cpu", dtype="float32")
 
 
 def weights(engine: Engine) -> dict[str, Tensor]:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from support_closed_form import legacy_ddpm
 from support_networks import relative_error
-from support_tiny import Kind, tiny_config, write_tiny_checkpoint
+from support_tiny import Kind, tiny_config
 from torch import Tensor
 
 from sdxl_core.canvas import Canvas, build_canvas
 from sdxl_core.config import DiscretizationConfig, Encoding, MaskConfig, SamplerConfig, SourceConfig
-from sdxl_core.engine import Engine, load_engine
+from sdxl_core.engine import Engine
 from sdxl_core.errors import ScheduleError
 from sdxl_core.from_pictures import sample_from
 from sdxl_core.pipeline import decode, sample
@@ -21,12 +21,6 @@ from sdxl_core.source import SourceFile, build_source
 from sdxl_core.source_pictures import Pixels, SourcePicture
 
 SIZE = (32, 40)
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    path = write_tiny_checkpoint(tmp_path_factory.mktemp("pictures") / "base.safetensors")
-    return load_engine(tiny_config(), path, device="cpu", dtype="float32")
 
 
 def file_of(pixels: Pixels, name: str = "a.png") -> SourcePicture:

@@ -7,30 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support_closed_form import legacy_ddpm
+from support_plans import plan_of
 from support_tiny import tiny_config
 
 from sdxl_core.batching import batches, total_calls
-from sdxl_core.diffusion.discretization import edm, last_levels
+from sdxl_core.diffusion.discretization import edm
 from sdxl_core.errors import ScheduleError, UsageError
-from sdxl_core.plan import Plan, build_plan
-from sdxl_core.presets import load_preset
+from sdxl_core.plan import Plan
 from sdxl_core.resolutions import check_size
-from sdxl_core.texts import split_prompt, token_report
 from sdxl_core.work import network_rows
-
-NO_PRESETS = Path(__file__).parent / "none"
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 sides = st.integers(1, 256).map(lambda n: 8 * n)
 reals = st.floats(allow_nan=False, allow_infinity=False)
-
-
-def plan_of(prompt: str = "a cat", preset: str = "sdxl-base-1.0", **flags: Any) -> Plan:
-    """A plan as the command line makes it: `recipe_x_y` is the flag `recipe.x.y`, the rest goes to `build_plan`."""
-    recipe = {key.replace("_", ".", 1): value for key, value in flags.items() if key.startswith("recipe_")}
-    recipe = {key.replace("__", "."): value for key, value in recipe.items()}
-    rest = {key: value for key, value in flags.items() if not key.startswith("recipe_")}
-    return build_plan(load_preset(preset, recipe, user=NO_PRESETS), prompt, **rest)
 
 
 def test_a_bare_prompt_takes_everything_from_the_preset() -> None:
@@ -281,147 +270,3 @@ def test_batches_are_neighbours_that_share_all_but_their_rows() -> None:
 
 def test_no_plans_make_no_batch() -> None:
     assert list(batches([], 4)) == []
-
-
-def test_and_joins_prompts_with_weights() -> None:
-    plan = plan_of("a cat AND a hat :0.8 AND\nblurry: -1", recipe_guider__pag={})
-    assert [(request.prompt, weight) for request, weight in plan.requests()] == [
-        ("a cat", 1.0),
-        ("a hat", 0.8),
-        ("blurry", -1.0),
-    ]
-    assert network_rows(plan) == 30 * (3 + 1 + 3)
-    assert not plan.shares_batch(plan_of("a cat AND a hat", recipe_guider__pag={}))
-    assert plan.shares_batch(plan_of("a AND b AND c", recipe_guider__pag={}))
-
-
-@pytest.mark.parametrize(
-    ("prompt", "read"),
-    [
-        ("a cat :1.2", ["a cat :1.2"]),  # a weight of the only prompt would say nothing
-        ("SAND and hAND", ["SAND and hAND"]),
-        (r"SALT \AND PEPPER", ["SALT AND PEPPER"]),
-        (r"SALT \AND PEPPER AND a jar:.5", ["SALT AND PEPPER", "a jar"]),
-        ("at 10:30 sharp AND (b:1.3)", ["at 10:30 sharp", "(b:1.3)"]),
-    ],
-)
-def test_only_the_word_in_capitals_joins(prompt: str, read: list[str]) -> None:
-    assert [part.text for part in split_prompt(prompt)] == read
-
-
-@pytest.mark.parametrize(
-    ("prompts", "words"),
-    [
-        ({"prompt": "a cat AND "}, "part 2 of the prompt is empty"),
-        ({"prompt": "AND a cat"}, "part 1 of the prompt is empty"),
-        ({"prompt": "a cat AND :2 AND b"}, "part 2 of the prompt is empty"),
-        ({"prompt": "a :0 AND b :-1"}, "no part of the prompt has a weight above 0"),
-        ({"prompt": "a AND b", "prompt_2": "c"}, "AND joins 2 prompts, and 1 for the second"),
-    ],
-)
-def test_prompts_that_cannot_be_joined(prompts: dict[str, str], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        plan_of(**prompts)
-
-
-def test_a_second_prompt_has_its_parts_too() -> None:
-    plan = plan_of("a AND b :2", prompt_2="c :9 AND d")
-    assert [(r.prompt, r.prompt_2, weight) for r, weight in plan.requests()] == [("a", "c", 1.0), ("b", "d", 2.0)]
-
-
-def test_every_part_of_a_prompt_has_room_of_its_own() -> None:
-    plan = plan_of(f"{'cat ' * 60} AND {'dog ' * 80}")
-    assert [(c.tokens, c.lost) for c in token_report(plan, tiny_config()) if c.text == "prompt"] == [(80, 5)]
-
-
-def test_the_token_report_counts_what_is_lost_in_every_text() -> None:
-    plan = plan_of("cat " * 75, prompt_2="dog " * 80, recipe_negative="blurry")
-    report = {count.text: (count.tokens, count.lost) for count in token_report(plan, tiny_config())}
-    assert report == {"prompt": (75, 0), "prompt_2": (80, 5), "negative": (1, 0)}
-
-
-def test_the_refiner_reads_one_prompt_with_one_tower() -> None:
-    refiner = tiny_config("refiner")
-    both = token_report(plan_of("cat " * 76, prompt_2="a dog"), refiner)
-    assert [(count.text, count.lost) for count in both] == [("prompt_2", 0), ("negative", 0)]
-
-
-def refined(mode: str = "share@0.8", **flags: Any) -> Plan:
-    refiner = load_preset("sdxl-refiner-1.0", user=NO_PRESETS)
-    return plan_of(recipe_refiner__mode=mode, refiner=refiner, **flags)
-
-
-def test_the_base_names_its_refiner_and_the_way_to_hand_over() -> None:
-    recipe = load_preset("sdxl-base-1.0", user=NO_PRESETS).recipe
-    assert (recipe.refiner.preset, recipe.refiner.mode, recipe.refiner.use) == ("sdxl-refiner-1.0", "share@0.8", False)
-    assert plan_of().refiner is None
-    assert plan_of().refiner_sigmas() == ()
-
-
-def test_two_models_share_one_schedule() -> None:
-    plan = refined()
-    assert plan.sigmas()[:-1] + plan.refiner_sigmas() == legacy_ddpm(30)
-    assert plan.sigmas()[-1] == plan.refiner_sigmas()[0]
-    assert plan.switch() is not None
-    assert (len(plan.sigmas()) - 1, len(plan.refiner_sigmas()) - 1) == (24, 6)
-
-
-def test_sdedit_follows_a_whole_run() -> None:
-    plan = refined("sdedit@0.15")
-    assert plan.switch() is None
-    assert plan.sigmas() == legacy_ddpm(30)
-    assert plan.refiner_sigmas() == last_levels(legacy_ddpm(30), 0.15)
-
-
-@pytest.mark.parametrize(("mode", "sampler", "calls"), [("share@0.8", "heun", 59), ("sdedit@0.15", "euler", 34)])
-def test_the_calls_of_both_models_are_counted(mode: str, sampler: str, calls: int) -> None:
-    assert refined(mode, recipe_sampler__name=sampler).model_calls() == calls
-
-
-def test_the_refiner_is_told_the_same_picture_in_its_own_way() -> None:
-    plan = refined(recipe_negative="fog", recipe_size=(512, 768), seed=3)
-    second = plan.refiner_plan()
-    assert (second.model, second.file) == ("sdxl-refiner-1.0", "sd_xl_refiner_1.0.safetensors")
-    assert second.file_sha256 == "7440042bbdc8a24813002c09b6b69b64dc90fded4472613437b7f55f9b7d9c5f"
-    assert second.refiner is None
-    assert second.empty_negative == "encode"
-    changed = {"model", "file", "file_sha256", "empty_negative", "refiner"}
-    assert second.model_dump(exclude=changed) == plan.model_dump(exclude=changed)
-    with pytest.raises(ValueError, match="no refiner"):
-        second.refiner_plan()
-
-
-def test_scores_are_the_refiners_unless_the_recipe_gives_them(tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text('base = "sdxl-refiner-1.0"\n[recipe]\naesthetic_score = 7.5\n')
-    mine = load_preset(file, user=NO_PRESETS)
-    assert plan_of(refiner=mine).aesthetic_score == 7.5
-    assert plan_of(refiner=mine, recipe_aesthetic_score=5.0).aesthetic_score == 5.0
-    assert (plan_of().aesthetic_score, plan_of().negative_aesthetic_score) == (6.0, 2.5)
-
-
-def test_a_mode_that_speaks_of_steps_sets_them_unless_a_flag_does() -> None:
-    plan = refined("steps@40/50")
-    assert (plan.steps, len(plan.sigmas()) - 1, len(plan.refiner_sigmas()) - 1) == (50, 40, 10)
-    assert refined("steps@40/50", recipe_steps=50) == plan
-    with pytest.raises(UsageError, match="speaks of 50 steps, and there are 30"):
-        refined("steps@40/50", recipe_steps=30)
-
-
-@pytest.mark.parametrize("mode", ["share@0.999", "share@step=30", "share@sigma=100", "shared"])
-def test_a_plan_that_cannot_be_handed_over_is_refused(mode: str) -> None:
-    with pytest.raises(UsageError):
-        refined(mode)
-
-
-def test_models_of_different_latents_cannot_share_a_picture() -> None:
-    refiner = load_preset("sdxl-refiner-1.0", {"model.first_stage.scale_factor": 0.18215}, user=NO_PRESETS)
-    with pytest.raises(UsageError, match=r"sdxl-refiner-1\.0 cannot refine what sdxl-base-1\.0 draws"):
-        plan_of(refiner=refiner)
-
-
-def test_a_plan_with_a_refiner_reads_back_equal_and_shares_no_batch_with_one_without() -> None:
-    plan = refined("steps@24/30")
-    assert Plan.from_json(plan.to_json()) == plan
-    assert not plan.shares_batch(plan_of())
-    assert plan.shares_batch(plan.with_seed(9))
