@@ -46,7 +46,7 @@ from sdxl_core.ops import kernels, onednn
 from sdxl_core.ops.heap import FREED
 from sdxl_core.ops.layers import replace_layers
 from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
-from sdxl_core.ops.winograd import WinogradConv2d, pays
+from sdxl_core.ops.winograd import DOUBLING, WinogradConv2d, pays
 
 AUTO = "auto"
 """Among names of passes: all that are not approximate and that an engine can have."""
@@ -232,7 +232,9 @@ def _use_winograd(engine: Engine) -> None:
 
     def replacement(layer: nn.Module) -> nn.Module | None:
         match layer:
-            case PhaseUpsample():  # has its weights twice already, those of the plain convolution for odd sizes
+            case PhaseUpsample():  # keeps the plain convolution for odd sizes
+                if pays(layer.conv):
+                    layer.phases = WinogradConv2d(layer.conv, DOUBLING)  # type: ignore[assignment]
                 return layer
             case nn.Conv2d() if pays(layer):
                 return WinogradConv2d(layer)

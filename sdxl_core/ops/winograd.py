@@ -1,14 +1,17 @@
-"""3x3 convolutions with 4/9 of the multiplications, F(2x2, 3x3): their weights, and the whole on a CPU.
+"""3x3 convolutions by sums of inputs times sums of weights: their weights, and the whole on a CPU.
 
-Every 2x2 outputs come from 4x4 inputs by 16 products in place of 36: sums of inputs times sums of weights, and the
-outputs are sums of those. Over all places and channels each of the 16 is a matrix product.
+Every 2x2 outputs come from 4x4 inputs by 16 products in place of 36, F(2x2, 3x3); behind nearest-neighbour doubling
+from 3x3 inputs by nine. The outputs are sums of those. Over all places and channels each product is one of matrices.
 
 Source: Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks", section 4.1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdxl_core.ops.heap import FREED
@@ -17,14 +20,9 @@ from sdxl_core.ops.onednn import PackedLinear
 PAYING_CHANNELS = 256
 """From so many channels on, in and out, the sums cost less than the products that they save."""
 
-BAND_PLACES = 512
-"""Of so many places of 2x2 outputs at a time the sums are made, so that they stay in the processor's caches."""
-
-_INPUTS = ((0, -1, 2), (1, 1, 2), (2, -1, 1), (1, -1, 3))
-"""(i, sign, j): each sum of four inputs is input i plus sign times input j."""
-
-_OUTPUTS = ((1, 1, 1, 0), (0, 1, -1, -1))
-"""How often each of four products counts in either output."""
+MOST_BYTES = 24 * 2**20
+"""Of products that are made before they are summed: they stay in the processor's caches, and the C library asks the
+system anew for what is larger than 32 MiB."""
 
 
 def alike(conv: nn.Conv2d) -> bool:
@@ -35,69 +33,6 @@ def alike(conv: nn.Conv2d) -> bool:
 def pays(conv: nn.Conv2d) -> bool:
     """Whether a `WinogradConv2d` can take the place of a convolution, and is faster."""
     return alike(conv) and min(conv.in_channels, conv.out_channels) >= PAYING_CHANNELS
-
-
-class WinogradConv2d(nn.Module):
-    """What a 3x3 convolution gives, to rounding, of maps with channels last; (b, c_in, h, w) -> (b, c_out, h, w).
-
-    Its weights take 16/9 of the memory of the plain ones. In bfloat16 it errs 1.9 times as much as a plain one, since
-    sums of inputs, sums of weights and products are rounded too; in float32 less, for it adds fewer numbers up.
-
-    Args:
-        conv: 3x3, padded by one.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        bias = None if conv.bias is None else conv.bias.detach()
-        # The sixth product, which counts once in all four outputs, brings the bias.
-        self.products = nn.ModuleList(
-            PackedLinear(weight, bias if i == 5 else None)
-            for i, weight in enumerate(summed_weights(conv.weight.detach()))
-        )
-        FREED.add(conv.weight.nbytes)
-        self.channels = conv.out_channels
-        counts = torch.tensor(_OUTPUTS, dtype=conv.weight.dtype)
-        self._counts = torch.kron(counts, counts)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        b, _, height, width = x.shape
-        rows, columns = (height + 1) // 2, (width + 1) // 2
-        seen = x.permute(0, 2, 3, 1)
-        out = x.new_empty(b, rows, 2, columns, 2, self.channels)
-        step = max(1, BAND_PLACES // (b * columns))
-        for first in range(0, rows, step):
-            self._band(seen, first, out[:, first : first + step])
-        out = out.view(b, 2 * rows, 2 * columns, self.channels)[:, :height, :width]
-        return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-
-    def _band(self, seen: Tensor, first: int, out: Tensor) -> None:
-        """Write some rows of places, from `first` on, of a map (b, h, w, c_in) to (b, n, 2, w', 2, c_out)."""
-        b, n, _, columns, _, _ = out.shape
-        # Sums are made in float32 and rounded once.
-        wide = torch.promote_types(seen.dtype, torch.float32)
-        height, width, channels = seen.shape[1:]
-        window = seen.new_empty(b, 2 * n + 2, 2 * columns + 2, channels, dtype=wide)
-        top, bottom = max(2 * first - 1, 0), min(2 * (first + n) + 1, height)
-        above, below = top - (2 * first - 1), bottom - (2 * first - 1)
-        window[:, above:below, 1 : width + 1] = seen[:, top:bottom]
-        for outside in (window[:, :above], window[:, below:], window[:, :, :1], window[:, :, width + 1 :]):
-            outside.zero_()
-
-        places = b * n * columns
-        products = seen.new_empty(16, places, self.channels)
-        part = seen.new_empty(b, n, columns, channels)
-        lines = [window[:, i : i + 2 * n - 1 : 2] for i in range(4)]
-        for row, (first_line, line_sign, second_line) in enumerate(_INPUTS):
-            line = torch.add(lines[first_line], lines[second_line], alpha=line_sign)
-            cells = [line[:, :, i : i + 2 * columns - 1 : 2] for i in range(4)]
-            for column, (first_cell, cell_sign, second_cell) in enumerate(_INPUTS):
-                torch.add(cells[first_cell], cells[second_cell], alpha=cell_sign, out=part)
-                products[4 * row + column] = self.products[4 * row + column](part.view(places, channels))
-        sums = (self._counts @ products.view(16, -1)).view(2, 2, b, n, columns, self.channels)
-        for row in (0, 1):
-            for column in (0, 1):
-                out[:, :, row, :, column] = sums[row, column]
 
 
 def summed_weights(weight: Tensor) -> Iterator[Tensor]:
@@ -132,3 +67,148 @@ def _doubling(weights: Tensor) -> Iterator[Tensor]:
     yield first + second + third
     yield first
     yield third
+
+
+_Sums = tuple[tuple[tuple[int, int], ...], ...]
+"""Of each sum the terms, as many in all, each (index, factor)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How two outputs of a line come from products; those of a map by each way down with each way across.
+
+    Args:
+        step: inputs from one place to the next, of which the first sees one that is outside.
+        inputs: each product's, among those that a place sees.
+        weights: (c_out, c_in, 3, 3) -> those of all products, row by row.
+        outputs: either output's products.
+        brings_bias: the product that counts once in both outputs.
+    """
+
+    step: int
+    inputs: _Sums
+    weights: Callable[[Tensor], Iterator[Tensor]]
+    outputs: _Sums
+    brings_bias: int
+
+
+PLAIN = Scheme(
+    step=2,
+    inputs=(((0, 1), (2, -1)), ((1, 1), (2, 1)), ((2, 1), (1, -1)), ((1, 1), (3, -1))),
+    weights=summed_weights,
+    outputs=(((0, 1), (1, 1), (2, 1)), ((1, 1), (2, -1), (3, -1))),
+    brings_bias=1,
+)
+DOUBLING = Scheme(
+    step=1,
+    inputs=(((1, 1), (1, 0)), ((0, 1), (1, -1)), ((2, 1), (1, -1))),
+    weights=doubling_weights,
+    outputs=(((0, 1), (1, 1)), ((0, 1), (2, 1))),
+    brings_bias=0,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Which rows of a matrix to add up.
+
+    Args:
+        rows: (sums, terms), int32.
+        factors: (sums, terms), how often each counts.
+    """
+
+    rows: Tensor
+    factors: Tensor
+
+    def of(self, sums: slice) -> "Lookup":
+        """Some of the sums."""
+        return Lookup(self.rows[sums], self.factors[sums])
+
+    def sums(self, matrix: Tensor) -> Tensor:
+        """Map (rows, c) to (sums, c), in float32 until it is rounded once."""
+        return F.embedding_bag(self.rows, matrix, mode="sum", per_sample_weights=self.factors)
+
+
+class WinogradConv2d(nn.Module):
+    """What a 3x3 convolution gives, to rounding, of maps with channels last; (b, c_in, h, w) -> (b, c_out, h, w).
+
+    Its weights take 16/9 of the memory of the plain ones. In bfloat16 it errs 1.9 times as much as a plain one, since
+    sums of inputs, sums of weights and products are rounded too, and 2.5 times behind doubling if neighbours have
+    nothing in common; in float32 less, for it adds fewer numbers up.
+
+    Args:
+        conv: 3x3, padded by one.
+        scheme: `DOUBLING` for the same behind nearest-neighbour doubling, (b, c_out, 2 h, 2 w), whose weights take as
+            much memory as the plain ones.
+    """
+
+    def __init__(self, conv: nn.Conv2d, scheme: Scheme = PLAIN) -> None:
+        super().__init__()
+        bias = None if conv.bias is None else conv.bias.detach()
+        with_bias = scheme.brings_bias * (len(scheme.inputs) + 1)
+        self.products = nn.ModuleList(
+            PackedLinear(weight, bias if i == with_bias else None)
+            for i, weight in enumerate(scheme.weights(conv.weight.detach()))
+        )
+        FREED.add(conv.weight.nbytes)
+        self.channels, self.scheme = conv.out_channels, scheme
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        b, channels, height, width = x.shape
+        inputs = _inputs(self.scheme, b, height, width, x.dtype)
+        seen = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        down, across = (-(-size // self.scheme.step) for size in (height, width))
+        lines = max(1, MOST_BYTES // (len(inputs) * across * self.channels * x.itemsize))
+        parts = (slice(first, first + lines * across) for first in range(0, b * down * across, lines * across))
+        bands = [self._band(seen, [lookup.of(part) for lookup in inputs], across) for part in parts]
+        out = bands[0] if len(bands) == 1 else torch.cat(bands)
+        times = 2 // self.scheme.step
+        out = out.view(b, 2 * down, 2 * across, self.channels)[:, : times * height, : times * width]
+        return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+    def _band(self, seen: Tensor, inputs: list[Lookup], across: int) -> Tensor:
+        """The outputs (pixels, c_out) of some lines of places, in order, by each product's inputs of these places."""
+        places = len(inputs[0].rows)
+        products = seen.new_empty(len(inputs), places, self.channels)
+        for i, (product, lookup) in enumerate(zip(self.products, inputs, strict=True)):
+            products[i] = product(lookup.sums(seen))
+        return _outputs(self.scheme, places // across, across, seen.dtype).sums(products.flatten(0, 1))
+
+
+@lru_cache(maxsize=16)  # a network has some sizes of maps, at each of which many layers want the same
+def _inputs(scheme: Scheme, b: int, height: int, width: int, dtype: torch.dtype) -> list[Lookup]:
+    """Each product's inputs at all places, among the pixels of maps (b, h, w)."""
+    maps = torch.arange(b, dtype=torch.int32) * (height * width)
+    lines, columns = _line_inputs(scheme, height, apart=width), _line_inputs(scheme, width, apart=1)
+    return [_crossed(maps, line, column, dtype) for line in lines for column in columns]
+
+
+@lru_cache(maxsize=16)
+def _outputs(scheme: Scheme, down: int, across: int, dtype: torch.dtype) -> Lookup:
+    """The products of each of 2 x 2 outputs a place, among those of all places."""
+    line = _line_outputs(scheme, down, products_apart=len(scheme.inputs) * down * across, places_apart=across)
+    column = _line_outputs(scheme, across, products_apart=down * across, places_apart=1)
+    return _crossed(torch.zeros(1, dtype=torch.int32), line, column, dtype)
+
+
+def _line_inputs(scheme: Scheme, size: int, *, apart: int) -> list[Lookup]:
+    places = torch.arange(0, size, scheme.step, dtype=torch.int32)[:, None] - 1
+    found = []
+    for terms in torch.tensor(scheme.inputs, dtype=torch.int32):
+        seen = places + terms[:, 0]
+        inside = (seen >= 0) * (seen < size)  # others count zero times
+        found.append(Lookup(seen.clamp(0, size - 1) * apart, terms[:, 1] * inside))
+    return found
+
+
+def _line_outputs(scheme: Scheme, places: int, *, products_apart: int, places_apart: int) -> Lookup:
+    outputs = torch.arange(2 * places, dtype=torch.int32)
+    terms = torch.tensor(scheme.outputs, dtype=torch.int32)[outputs % 2]
+    return Lookup(terms[..., 0] * products_apart + outputs[:, None] // 2 * places_apart, terms[..., 1])
+
+
+def _crossed(maps: Tensor, lines: Lookup, columns: Lookup, dtype: torch.dtype) -> Lookup:
+    """In maps that start at these rows: every line with every column, and every term with every term."""
+    rows = maps[:, None, None, None, None] + lines.rows[:, None, :, None] + columns.rows[:, None]
+    factors = (lines.factors[:, None, :, None] * columns.factors[:, None]).expand_as(rows)
+    return Lookup(rows.flatten(3).flatten(0, 2), factors.flatten(3).flatten(0, 2).to(dtype))

@@ -104,9 +104,10 @@ def test_winograd_is_made_of_wide_networks_alone_and_is_the_same_function(
         assert fast.passes == tuple(name for name in PASSES if name not in CUDA_PASSES)
         assert any(isinstance(layer, WinogradConv2d) for layer in fast.network.modules())
         # What doubling keeps for odd sizes is not made larger for it.
-        kept = [layer.conv for layer in fast.network.modules() if isinstance(layer, PhaseUpsample)]
-        assert kept
-        assert not any(isinstance(layer, WinogradConv2d) for layer in kept)
+        doubling = [layer for layer in fast.network.modules() if isinstance(layer, PhaseUpsample)]
+        assert doubling
+        assert all(isinstance(layer.phases, WinogradConv2d) for layer in doubling)
+        assert not any(isinstance(layer.conv, WinogradConv2d) for layer in doubling)
         assert error(fast, exact) < 2 * error(load(dtype), exact)
 
 

@@ -1,5 +1,7 @@
 """Convolutions by fewer multiplications against PyTorch's own in float64."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from support_networks import randn, relative_error
 from torch import Tensor, nn
 
 from sdxl_core.ops import winograd
-from sdxl_core.ops.winograd import WinogradConv2d, pays
+from sdxl_core.ops.winograd import DOUBLING, PLAIN, Scheme, WinogradConv2d, pays
 
 
 def convolution(c_in: int, c_out: int, *, bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Conv2d:
@@ -27,19 +29,31 @@ def maps(*shape: int, seed: int = 7) -> Tensor:
     return randn(*shape, seed=seed).contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("places", [1, 7, 512])
+def doubled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+@pytest.mark.parametrize("most", [1, 2**15, 2**24])
 @pytest.mark.parametrize("bias", [True, False])
-def test_equals_the_plain_convolution_at_every_size(places: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "BAND_PLACES", places)
+@pytest.mark.parametrize(("scheme", "before"), [(PLAIN, same), (DOUBLING, doubled)])
+def test_equals_the_plain_convolution_at_every_size(
+    scheme: Scheme, before: Callable[[Tensor], Tensor], bias: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "MOST_BYTES", most)
     conv = convolution(24, 40, bias=bias)
-    fast = WinogradConv2d(conv)
+    fast = WinogradConv2d(conv, scheme)
     for b, height, width in ((2, 8, 8), (1, 1, 1), (2, 2, 1), (1, 5, 6), (3, 7, 9), (2, 8, 8)):
         x = maps(b, 24, height, width)
         with torch.inference_mode():
             out = fast(x)
-        assert out.shape == (b, 40, height, width)
+        wanted = exact(conv, before(x))
+        assert out.shape == wanted.shape
         assert out.is_contiguous(memory_format=torch.channels_last)
-        assert relative_error(out, exact(conv, x)) < 5e-7
+        assert relative_error(out, wanted) < 5e-7
 
 
 def test_takes_any_layout() -> None:
@@ -49,13 +63,16 @@ def test_takes_any_layout() -> None:
         assert torch.equal(fast(x), fast(x.contiguous(memory_format=torch.channels_last)))
 
 
-def test_float32_errs_no_more_and_bfloat16_twice_as_much_as_the_plain_convolution() -> None:
-    for dtype, worse in ((torch.float32, 1.0), (torch.bfloat16, 2.2)):
+@pytest.mark.parametrize(("scheme", "before", "twice"), [(PLAIN, same, 2.2), (DOUBLING, doubled, 2.7)])
+def test_float32_errs_no_more_and_bfloat16_twice_as_much_as_the_plain_convolution(
+    scheme: Scheme, before: Callable[[Tensor], Tensor], twice: float
+) -> None:
+    for dtype, worse in ((torch.float32, 1.0), (torch.bfloat16, twice)):
         conv, x = convolution(256, 64, dtype=dtype), maps(2, 256, 8, 8).to(dtype)
         with torch.inference_mode():
-            plain, fast = conv(x), WinogradConv2d(conv)(x)
+            plain, fast = conv(before(x)), WinogradConv2d(conv, scheme)(x)
         assert fast.dtype is dtype
-        assert relative_error(fast, exact(conv, x)) < worse * relative_error(plain, exact(conv, x))
+        assert relative_error(fast, exact(conv, before(x))) < worse * relative_error(plain, exact(conv, before(x)))
 
 
 @pytest.mark.parametrize(
