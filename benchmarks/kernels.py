@@ -140,37 +140,33 @@ def group_norms(speed: float) -> None:
 
 
 def layer_norms(speed: float) -> None:
+    from sdxl_core.ops.fp8 import FP8
     from sdxl_core.ops.kernels.gates import geglu
     from sdxl_core.ops.kernels.layer_norms import layer_norm
 
     def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
-        for m, c in ((2048, 1280), (8192, 640)):
+        for m, c in ((2048, 1280), (8192, 1280), (8192, 640), (32768, 640)):
             sets = sets_of(2 * 2 * m * c)
             x, delta = [drawn(m, c) for _ in range(sets)], [drawn(m, c) for _ in range(sets)]
-            w, b, d = drawn(c), drawn(c), drawn(c)
+            w, b, d = drawn(c), drawn(c), drawn(c, dtype=torch.float32)
             size = x[0].nbytes / speed
 
-            def eager(i: int) -> Tensor:
-                return F.layer_norm(x[i] + delta[i] + d, (c,), w, b)  # noqa: B023
+            def ours(i: int, late: bool, dtype: torch.dtype) -> object:
+                return layer_norm(x[i], w, b, 1e-5, delta=delta[i] if late else None, delta_bias=d, dtype=dtype)  # noqa: B023
 
-            def summed(i: int) -> object:
-                return layer_norm(x[i], w, b, 1e-5, delta=delta[i], delta_bias=d)  # noqa: B023
+            def eager(i: int, late: bool) -> Tensor:
+                return F.layer_norm(x[i] + delta[i] if late else x[i], (c,), w, b)  # noqa: B023
 
-            def alone(i: int) -> object:
-                return layer_norm(x[i], w, b, 1e-5, delta_bias=d)  # noqa: B023
-
-            yield (
-                f"layer norm of sum ({m}, {c})",
-                (4 * size, time_us(summed, sets), time_us(eager, sets)),
-            )
-            yield (
-                f"layer norm ({m}, {c})",
-                (
-                    2 * size,
-                    time_us(alone, sets),
-                    time_us(lambda i: F.layer_norm(x[i], (c,), w, b), sets),  # noqa: B023
-                ),
-            )
+            for late in (True, False):
+                yield (
+                    f"layer norm{' of sum' if late else ''} ({m}, {c})",
+                    (
+                        (4 if late else 2) * size,
+                        time_us(partial(ours, late=late, dtype=HALF), sets),
+                        time_us(partial(ours, late=late, dtype=FP8), sets),
+                        time_us(partial(eager, late=late), sets),
+                    ),
+                )
         for m, n in ((2048, 5120), (8192, 2560)):
             sets = sets_of(4 * m * n)
             h, b = [drawn(m, 2 * n) for _ in range(sets)], drawn(2 * n)
@@ -184,48 +180,66 @@ def layer_norms(speed: float) -> None:
                 (
                     1.5 * h[0].nbytes / speed,
                     time_us(lambda i: geglu(h[i], b), sets),  # noqa: B023
+                    None,
                     time_us(gated, sets),
                 ),
             )
 
-    table("Layer norm and gate, float16", ["floor", "ours", "eager"], rows())
+    table("Layer norm and gate, float16", ["floor", "ours", "ours to eight bits", "eager"], rows())
 
 
 LINEARS = [  # (rows, in, out, calls in a guided step)
     *((2048, 1280, 10240, 60), (2048, 1280, 3840, 60), (2048, 1280, 1280, 192), (2048, 5120, 1280, 60)),
     *((8192, 640, 5120, 10), (8192, 640, 1920, 10), (8192, 640, 640, 40), (8192, 2560, 640, 10)),
+    *((8192, 1280, 3840, 60), (8192, 5120, 1280, 60), (32768, 640, 1920, 10), (32768, 2560, 640, 10)),
 ]
 
 
 def linears(speed: float) -> None:
+    from sdxl_core.ops.fp8 import quantised
+    from sdxl_core.ops.kernels.eight_bits import TRITON
     from sdxl_core.ops.kernels.layer_norms import layer_norm
 
     def rows() -> Iterator[tuple[str, Sequence[float | None]]]:
+        one = torch.ones((), device="cuda")
         for m, k, n, calls in LINEARS:
             sets = sets_of(2 * (m * k + k * n + m * n))
             x, w = [drawn(m, k) for _ in range(sets)], [drawn(n, k) * k**-0.5 for _ in range(sets)]
+            x8, w8 = [quantised(y, 8) for y in x], [quantised(y, 64) for y in w]
             b, residual = drawn(n), [drawn(m, n) for _ in range(sets)]
-            bare = time_us(lambda i: F.linear(x[i], w[i]), sets)  # noqa: B023
-            times = [
-                bare,
-                time_us(lambda i: F.linear(x[i], w[i], b), sets),  # noqa: B023
-                time_us(lambda i: residual[i].addmm_(x[i], w[i].T, beta=0.5), sets),  # noqa: B023
-            ]
-            both: list[float | None] = [None, None]
-            if n in (640, 1280):
-                p, q = drawn(n), drawn(n)
+            p, q = drawn(n), drawn(n)
 
-                def later(i: int) -> object:
-                    return layer_norm(residual[i], p, q, 1e-5, delta=F.linear(x[i], w[i]), delta_bias=b)  # noqa: B023
+            def in_eight_bits(i: int) -> Tensor:
+                return TRITON.linear(x8[i], w8[i], one, one, HALF)  # noqa: B023
 
-                def within(i: int) -> object:
-                    summed = residual[i].addmm_(x[i], w[i].T, beta=0.5)  # noqa: B023
-                    return layer_norm(summed, p, q, 1e-5, delta_bias=b)  # noqa: B023
+            def later(i: int, multiplied: Callable[[int], Tensor]) -> object:
+                return layer_norm(residual[i], p, q, 1e-5, delta=multiplied(i), delta_bias=b)  # noqa: B023
 
-                both = [time_us(later, sets), time_us(within, sets)]
-            yield f"{m}, {k}, {n} x {calls}", [*times, rate(2 * m * k * n, bare), *both]
+            def within(i: int) -> object:
+                summed = residual[i].addmm_(x[i], w[i].T, beta=0.5)  # noqa: B023
+                return layer_norm(summed, p, q, 1e-5, delta_bias=b)  # noqa: B023
+
+            def plain(i: int) -> Tensor:
+                return F.linear(x[i], w[i])  # noqa: B023
+
+            bare, eight = time_us(plain, sets), time_us(in_eight_bits, sets)
+            yield (
+                f"{m}, {k}, {n} x {calls}",
+                [
+                    bare,
+                    time_us(lambda i: F.linear(x[i], w[i], b), sets),  # noqa: B023
+                    time_us(lambda i: residual[i].addmm_(x[i], w[i].T, beta=0.5), sets),  # noqa: B023
+                    rate(2 * m * k * n, bare),
+                    *(time_us(way, sets) for way in (partial(later, multiplied=plain), within) if n in (640, 1280)),
+                    *([None] * (2 * (n not in (640, 1280)))),
+                    eight,
+                    rate(2 * m * k * n, eight),
+                    time_us(partial(later, multiplied=in_eight_bits), sets) if n in (640, 1280) else None,
+                ],
+            )
 
     names = ["no bias", "bias", "added in place", "TFLOP/s", "then norm of sum", "added in place, then norm"]
+    names += ["in eight bits", "TFLOP/s", "then norm of sum"]
     table("Linear layers, float16: rows, in, out x calls", names, rows())
 
 

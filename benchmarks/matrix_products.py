@@ -4,10 +4,10 @@
 
 Times are medians of replayed CUDA graphs, in microseconds, on random numbers in buffers that take turns and are more
 than the L2 cache holds. Errors are relative distances from float32 on the same numbers, of the product alone where a
-residual is added. Of a gated layer (GEGLU), cuBLAS and _scaled_mm mean that product and one kernel more for bias and
-gate; a residual is added by cuBLAS in place, and by no other. For eight bits the rounding of the input is not in the
-time but beside it ("rounding"). Behind ours stands the tiling: rows x columns x depth, warps, stages, t for tiles by
-the copy engine and l for lasting programs.
+residual is added. Of a gated layer (GEGLU), cuBLAS means that product and one kernel more for bias and gate, in eight
+bits ours writes eight bits too; a residual is added by cuBLAS in place, in eight bits it is left to what follows. Every
+matrix of eight bits has one scale, and the rounding of the input is no part of the time. Behind ours stands the tiling:
+rows x columns x depth, warps, stages, t for tiles by the copy engine and l for lasting programs.
 """
 
 import argparse
@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdxl_core.ops.fp8 import Scaled
-from sdxl_core.ops.kernels.products import Tiling, gated_linear, scaled_linear
+from sdxl_core.ops.fp8 import quantised, weight_power
+from sdxl_core.ops.kernels.products import Tiling, gated_in_eight_bits, gated_linear
 from sdxl_core.ops.woven import weave
 
 CACHE_BYTES = 128e6  # more than twice the L2 cache of any GPU so far
@@ -62,9 +62,8 @@ SHAPES = (
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One that is tried."""
+    """One that is tried, of a gated layer: without a gate cuBLAS was always faster."""
 
-    gated: bool
     eight_bits: bool
     tiling: Tiling
 
@@ -75,20 +74,14 @@ class Kernel:
 
 
 def candidates() -> Iterator[Kernel]:
-    """In eight bits a tile of the same bytes is twice as deep; without a gate cuBLAS was always faster in sixteen."""
+    """In eight bits a tile of the same bytes is twice as deep."""
     for eight_bits in (False, True):
         deep = 128 if eight_bits else 64
         cuts = [(128, 128, 8, 3), (128, 128, 8, 4), (128, 64, 4, 3), (256, 64, 8, 4)]
         tilings = [Tiling(rows, columns, deep, *how, described=True) for rows, columns, *how in cuts]
         tilings += [Tiling(128, 128, deep, 8, stages, described=True, lasting=True) for stages in (3, 4)]
         tilings.append(Tiling(128, 128, 2 * deep, 8, 2, described=True, lasting=True))
-        yield from (Kernel(True, eight_bits, tiling) for tiling in tilings)
-    cuts = [(128, 128, 4, 3), (128, 64, 4, 3), (128, 64, 4, 4), (64, 128, 4, 4), (64, 256, 4, 4), (256, 128, 8, 4)]
-    tilings = [Tiling(rows, columns, 128, *how, described=True) for rows, columns, *how in cuts]
-    tilings += [
-        Tiling(128, wide, 128, 8, stages, described=True, lasting=True) for wide, stages in ((128, 4), (256, 3))
-    ]
-    yield from (Kernel(False, True, tiling) for tiling in tilings)
+        yield from (Kernel(eight_bits, tiling) for tiling in tilings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +91,10 @@ class Inputs:
     woven: Tensor
     bias: Tensor | None
     residual: Tensor | None
-    x8: Scaled
-    weight8: Scaled
-    woven8: Scaled
+    x8: Tensor
+    weight8: Tensor
+    woven8: Tensor
+    scales: tuple[Tensor, Tensor]
 
     @property
     def nbytes(self) -> int:
@@ -109,17 +103,18 @@ class Inputs:
 
 
 def inputs(shape: Shape, rows: int, dtype: torch.dtype, draw: torch.Generator) -> Inputs:
-    from sdxl_core.ops.kernels.quantise import quantise
-
     def drawn(*size: int) -> Tensor:
         return torch.randn(size, device="cuda", generator=draw).to(dtype)
 
     gated = shape.kind == "gated"
     x, weight = drawn(rows, shape.k), drawn(2 * shape.n if gated else shape.n, shape.k) * shape.k**-0.5
     bias, residual = drawn(len(weight)) if gated else None, drawn(rows, shape.n) if shape.kind == "added" else None
-    weight8 = quantise(weight)
-    woven8 = Scaled(weave(weight8.values), weight8.scale)
-    return Inputs(x, weight, weave(weight), bias, residual, quantise(x), weight8, woven8)
+    power = weight_power(weight)
+    weight8, scales = (
+        quantised(weight, power),
+        (torch.tensor(1 / 8, device="cuda"), torch.tensor(1 / power, device="cuda")),
+    )
+    return Inputs(x, weight, weave(weight), bias, residual, quantised(x, 8), weight8, weave(weight8), scales)
 
 
 def in_float32(shape: Shape, given: Inputs) -> Tensor:
@@ -130,14 +125,15 @@ def in_float32(shape: Shape, given: Inputs) -> Tensor:
     return out if given.residual is None else out + given.residual.float()
 
 
-def by_kernel(kernel: Kernel) -> Callable[[Inputs], Tensor]:
-    """A residual is left to what follows."""
+def by_kernel(kernel: Kernel, given: Inputs) -> Callable[[Inputs], Tensor]:
+    """Scales, which are numbers of the call, are those of `given` for all."""
+    scale = float(given.scales[0] * given.scales[1])
 
     def run(given: Inputs) -> Tensor:
         if not kernel.eight_bits:
             return gated_linear(given.x, given.woven, given.bias, kernel.tiling)
-        weight, dtype = given.woven8 if kernel.gated else given.weight8, given.x.dtype
-        return scaled_linear(given.x8, weight, given.bias, gated=kernel.gated, tiling=kernel.tiling, dtype=dtype)
+        assert given.bias is not None
+        return gated_in_eight_bits(given.x8, given.woven8, given.bias, scale, scale, kernel.tiling)
 
     return run
 
@@ -152,22 +148,11 @@ def by_library(given: Inputs) -> Tensor:
     return out if given.bias is None else geglu(out, given.bias)
 
 
-def by_scaled_mm(*, fast: bool) -> Callable[[Inputs], Tensor]:
-    """A residual is left to what follows."""
-    from sdxl_core.ops.kernels.gates import geglu
+def in_eight_bits(given: Inputs) -> Tensor:
+    """cuBLASLt; a residual is left to what follows."""
+    from sdxl_core.ops.kernels.eight_bits import TRITON
 
-    def run(given: Inputs) -> Tensor:
-        out = torch._scaled_mm(
-            given.x8.values,
-            given.weight8.values.t(),
-            scale_a=given.x8.scale[:, None],
-            scale_b=given.weight8.scale[None, :],
-            out_dtype=given.x.dtype,
-            use_fast_accum=fast,
-        )
-        return out if given.bias is None else geglu(out, given.bias)
-
-    return run
+    return TRITON.linear(given.x8, given.weight8, *given.scales, given.x.dtype)
 
 
 def microseconds(run: Callable[[Inputs], object], sets: Sequence[Inputs]) -> float:
@@ -195,9 +180,9 @@ def compile_one(task: tuple[Kernel, str]) -> str | None:
     """Leave a kernel in Triton's cache; in a process of its own."""
     kernel, dtype = task
     try:
-        shape = Shape("", "gated" if kernel.gated else "plain", 128, 256, (256,))
+        shape = Shape("", "gated", 128, 256, (256,))
         given = inputs(shape, 256, getattr(torch, dtype), torch.Generator("cuda").manual_seed(0))
-        by_kernel(kernel)(given)
+        by_kernel(kernel, given)(given)
         torch.cuda.synchronize()
     except Exception as error:  # what a GPU has no room for is no candidate
         return f"{type(error).__name__}: {error}".splitlines()[0][:160]
@@ -219,8 +204,6 @@ def compile_all(dtype: str, workers: int) -> list[Kernel]:
 
 
 def measure(shape: Shape, rows: int, dtype: torch.dtype, kernels: Sequence[Kernel], seed: int) -> dict[str, Any]:
-    from sdxl_core.ops.kernels.quantise import quantise
-
     draw = torch.Generator("cuda").manual_seed(seed)
     first = inputs(shape, rows, dtype, draw)
     one = first.nbytes + rows * shape.n * first.x.itemsize
@@ -242,18 +225,17 @@ def measure(shape: Shape, rows: int, dtype: torch.dtype, kernels: Sequence[Kerne
             found.append({**told, "time_us": time_us, "tflops": work / time_us / 1e6, "error": error})
 
     take("cuBLAS", by_library)
-    for kernel in kernels:
-        if kernel.gated == (shape.kind == "gated"):
-            take("ours in 8 bit" if kernel.eight_bits else "ours", by_kernel(kernel), kernel, of_product)
-    take("_scaled_mm", by_scaled_mm(fast=False), against=of_product)
-    take("_scaled_mm, fast", by_scaled_mm(fast=True), against=of_product)
-    rounding = microseconds(lambda given: quantise(given.x), sets)
-    return {**asdict(shape), "m": rows, "rounding_us": rounding, "found": found}
+    if shape.kind == "gated":
+        for kernel in kernels:
+            take("ours in 8 bit" if kernel.eight_bits else "ours", by_kernel(kernel, first), kernel)
+    else:
+        take("cuBLASLt in 8 bit", in_eight_bits, against=of_product)
+    return {**asdict(shape), "m": rows, "found": found}
 
 
 def tell(row: dict[str, Any]) -> None:
     """The best of each kind."""
-    print(f"{row['name']}, m {row['m']}: rounding {row['rounding_us']:.1f} us")
+    print(f"{row['name']}, m {row['m']}")
     for kind in dict.fromkeys(entry["kind"] for entry in row["found"]):
         entries = [entry for entry in row["found"] if entry["kind"] == kind]
         timed = sorted((entry for entry in entries if "time_us" in entry), key=lambda entry: entry["time_us"])

@@ -82,8 +82,7 @@ def layer_norm(
     delta_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     total = x if delta is None else x + delta
-    total = total if delta_bias is None else total + delta_bias
-    return (x if delta is None else total), F.layer_norm(total, weight.shape, weight, bias, eps)
+    return total, F.layer_norm(total if delta_bias is None else total + delta_bias, weight.shape, weight, bias, eps)
 
 
 def gated(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,6 +1,4 @@
-"""Transformer blocks with products of eight-bit floats behind their norms: faster, and not quite the same function."""
-
-from typing import cast
+"""Transformer blocks with products of eight-bit floats: faster, and not quite the same function."""
 
 import torch
 from torch import Tensor, nn
@@ -8,35 +6,93 @@ from torch import Tensor, nn
 from sdxl_core.models.fused import FusedSelfAttention
 from sdxl_core.models.fused_unet import FusedGEGLU, FusedTransformerBlock
 from sdxl_core.models.transformer import CrossAttention
-from sdxl_core.ops.fp8 import Kernels, Scaled
+from sdxl_core.ops import fp8
+from sdxl_core.ops.fp8 import Kernels
+
+
+class EightBitNorm(nn.Module):
+    """A layer norm whose rows come in eight bits, all with one scale, by which none of its numbers is too large.
+
+    Args:
+        plain: the layer.
+        kernels: that compute.
+
+    Attributes:
+        scale: what the numbers are to be multiplied by.
+    """
+
+    def __init__(self, plain: nn.LayerNorm, kernels: Kernels) -> None:
+        super().__init__()
+        weight, bias = plain.weight.detach(), plain.bias.detach()
+        power = fp8.norm_power(weight, bias)
+        self.weight, self.bias, self.eps = nn.Buffer(weight * power), nn.Buffer(bias * power), plain.eps
+        self._norm, self.scale = kernels.norm, 1 / power
+
+    def forward(self, rows: Tensor, late: Tensor | None, owed: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of rows and what is late, (m, d), and the norm of it and of what is owed, (d,)."""
+        return self._norm(rows, self.weight, self.bias, self.eps, delta=late, delta_bias=owed)
 
 
 class EightBitLinear(nn.Module):
-    """A linear layer with weights in eight bits, each row scaled for itself; half the memory of 16 bit.
+    """A linear layer without a bias, its weight in eight bits: half the memory of 16.
 
     Args:
         weight: (n, k).
-        bias: (n,) or None.
+        scale: what its input is to be multiplied by.
         kernels: that compute.
-        gated: the second half of the rows is a gate, see `sdxl_core.ops.fp8.Linear`.
+        dtype: of what it gives.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels, *, gated: bool = False) -> None:
+    def __init__(self, weight: Tensor, scale: float, kernels: Kernels, dtype: torch.dtype) -> None:
         super().__init__()
-        self._multiply, self.gated, self.dtype = kernels.linear, gated, weight.dtype
-        self.values, self.scale = (nn.Buffer(part) for part in kernels.prepare(weight.detach(), gated=gated))
-        self.bias = bias
+        power = fp8.weight_power(weight)
+        self._multiply, self.dtype = kernels.linear, dtype
+        self.values = nn.Buffer(fp8.quantised(weight, power))
+        # On the device, where a recorded call reads them.
+        self.scale, self.weight_scale = (nn.Buffer(torch.tensor(s, device=weight.device)) for s in (scale, 1 / power))
 
-    def forward(self, x: Scaled) -> Tensor:
-        """Map (m, k) to (m, n), or behind a gate to half of it, in the dtype that the weights had."""
-        return self._multiply(x, Scaled(self.values, self.scale), self.bias, gated=self.gated, dtype=self.dtype)
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map (m, k) in eight bits to (m, n)."""
+        return self._multiply(rows, self.values, self.scale, self.weight_scale, self.dtype)
+
+
+class EightBitGEGLU(nn.Module):
+    """GEGLU from eight bits to eight bits.
+
+    Every feature has a scale of its own, which is part of the weight that makes it and of the one that reads it.
+
+    Args:
+        plain: the layer.
+        norm: what comes before it.
+        scale: what its input is to be multiplied by.
+        kernels: that compute.
+
+    Attributes:
+        scales: (n,) what the features that it gives are to be multiplied by.
+    """
+
+    def __init__(self, plain: FusedGEGLU, norm: nn.LayerNorm, scale: float, kernels: Kernels) -> None:
+        super().__init__()
+        weight, bias = plain.plain_weight(), plain.proj.bias.detach()
+        powers = fp8.gate_powers(weight, bias, norm.weight.detach(), norm.bias.detach())
+        self._gated, self.scales = kernels.gated, 1 / powers
+        (value, gate), (b, c) = weight.float().chunk(2), bias.float().chunk(2)
+        value = value * powers[:, None]
+        parts = [(part, fp8.weight_power(part)) for part in (value, gate)]
+        self.values = nn.Buffer(kernels.arrange(torch.cat([fp8.quantised(*part) for part in parts])))
+        self.bias = nn.Buffer(torch.cat([b * powers, c]))
+        self._value_scale, self._gate_scale = (scale / power for _, power in parts)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Map (m, k) to (m, n)."""
+        return self._gated(rows, self.values, self.bias, self._value_scale, self._gate_scale)
 
 
 class EightBitBlock(FusedTransformerBlock):
-    """A block whose products behind its three norms are in eight bits: two thirds of its arithmetic.
+    """A block whose products behind its norms and its gate are in eight bits: eight ninths of its linear layers' work.
 
-    There the norm rounds what enters, row by row, a token for itself, and costs nothing more. Behind attention and gate
-    rounding would be a pass of its own, which takes as long as eight bits save; so those products stay as they were.
+    There the kernel that comes before rounds, and costs nothing more. Behind attention rounding would be a pass of its
+    own, which takes as long as eight bits save; so those products stay as they were.
 
     Args:
         fused: the block; it must not be used any more.
@@ -46,31 +102,35 @@ class EightBitBlock(FusedTransformerBlock):
     def __init__(self, fused: FusedTransformerBlock, kernels: Kernels) -> None:
         nn.Module.__init__(self)
         self.attn1, self.attn2, self.ff = fused.attn1, fused.attn2, fused.ff
-        self.norm1, self.norm2, self.norm3 = fused.norm1, fused.norm2, fused.norm3
-        self.kernels, self.eight_bits = fused.kernels, kernels
+        self.kernels = fused.kernels
         self.register_buffer("owed", fused.owed, persistent=False)
         itself: nn.Module = self.attn1
         if isinstance(itself, CrossAttention):
             itself = FusedSelfAttention(itself)
             self.attn1 = itself  # type: ignore[assignment]
-        gate = self.ff.net[0]
+        gate, second = self.ff.net[0], self.ff.net[2]
         assert isinstance(itself, FusedSelfAttention)
         assert isinstance(gate, FusedGEGLU)
-        itself.to_qkv = EightBitLinear(itself.to_qkv.weight, None, kernels)  # type: ignore[assignment]
-        self.attn2.to_q = EightBitLinear(self.attn2.to_q.weight, None, kernels)  # type: ignore[assignment]
-        self.ff.net[0] = EightBitLinear(gate.plain_weight(), gate.proj.bias, kernels, gated=True)
+        assert isinstance(second, nn.Linear)
+        dtype = second.weight.dtype
+        norms = [EightBitNorm(norm, kernels) for norm in (fused.norm1, fused.norm2, fused.norm3)]
+        of_itself, of_words, of_gate = (norm.scale for norm in norms)
+        itself.to_qkv = EightBitLinear(itself.to_qkv.weight.detach(), of_itself, kernels, dtype)  # type: ignore[assignment]
+        self.attn2.to_q = EightBitLinear(self.attn2.to_q.weight.detach(), of_words, kernels, dtype)  # type: ignore[assignment]
+        geglu = EightBitGEGLU(gate, fused.norm3, of_gate, kernels)
+        weight = second.weight.detach().float() * geglu.scales
+        self.ff.net[0], self.ff.net[2] = geglu, EightBitLinear(weight, 1.0, kernels, dtype)
+        self.norm1, self.norm2, self.norm3 = norms  # type: ignore[assignment]
 
-    def _self_parts(self, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-        joined = self._multiplied(self.norm1, rows, 0, cast(FusedSelfAttention, self.attn1).to_qkv)
+    def _self_parts(self, rows: Tensor, late: Tensor | None, shape: torch.Size) -> tuple[Tensor, ...]:
+        rows, normed = self.norm1(rows, late, self.owed[0])
+        joined = self.attn1.to_qkv(normed)  # type: ignore[operator]
         q, k, v = joined.view(*shape[:2], 3, self.attn1.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        return q, k, v
+        return rows, q, k, v
 
     def _query(self, rows: Tensor) -> Tensor:
-        return self._multiplied(self.norm2, rows, 1, self.attn2.to_q)
+        query: Tensor = self.attn2.to_q(self.norm2(rows, None, self.owed[1])[1])
+        return query
 
-    def _gated(self, rows: Tensor) -> Tensor:
-        return self._multiplied(self.norm3, rows, 2, self.ff.net[0])
-
-    def _multiplied(self, norm: nn.LayerNorm, rows: Tensor, i: int, layer: nn.Module) -> Tensor:
-        out: Tensor = layer(self.eight_bits.norm(rows, norm.weight, norm.bias, norm.eps, delta_bias=self.owed[i]))
-        return out
+    def _fed(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        return rows, self.ff.net[2](self.ff.net[0](self.norm3(rows, None, self.owed[2])[1]))

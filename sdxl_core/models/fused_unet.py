@@ -24,7 +24,7 @@ from sdxl_core.types import Attend
 
 
 class LayerNormKernel(Protocol):
-    """Layer norm of rows, of the sum with others; see `sdxl_core.ops.kernels.layer_norms.layer_norm`."""
+    """Layer norm of rows, of the sum with others, and that sum; see `sdxl_core.ops.kernels.layer_norms.layer_norm`."""
 
     def __call__(  # noqa: D102
         self,
@@ -212,10 +212,18 @@ class FusedTransformerBlock(TransformerBlock):
 
     def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
         """Map x (b, n, d), which may be written into, to the same; all but what is `owed`."""
+        x, late = self.carry(x, None, context, attend)
+        return x if late is None else x.add_(late)
+
+    def carry(
+        self, x: Tensor, late: Tensor | None, context: Tensor, attend: AttendMap | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same from block to block: what is `late` is still to be added to x, which the next one's norm does."""
         shape = x.shape
         rows = x.view(-1, shape[2])
+        late = None if late is None else late.view(rows.shape)
 
-        q, k, v = self._self_parts(rows, shape)
+        rows, q, k, v = self._self_parts(rows, late, shape)
         kernel = self.attn1.attention
         attended = kernel(q, k, v) if attend is None else attend(kernel, q, k, v)
         rows = self._added(rows, _joined(attended), self.attn1.to_out[0])
@@ -223,20 +231,24 @@ class FusedTransformerBlock(TransformerBlock):
         q = self._query(rows).view(shape)
         q, k, v = (_heads(part, self.attn2.heads) for part in (q, self.attn2.to_k(context), self.attn2.to_v(context)))
         rows = self._added(rows, _joined(self.attn2.attention(q, k, v)), self.attn2.to_out[0])
-        return self._added(rows, self._gated(rows), self.ff.net[2]).view(shape)
+        rows, late = self._fed(rows)
+        return rows.view(shape), None if late is None else late.view(shape)
 
-    def _self_parts(self, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-        return _self_parts(self.attn1, self._normed(self.norm1, rows, 0).view(shape))
+    def _self_parts(self, rows: Tensor, late: Tensor | None, shape: torch.Size) -> tuple[Tensor, ...]:
+        """The rows with what was late, and q, k, v of them."""
+        rows, normed = self._normed(self.norm1, rows, 0, late)
+        return rows, *_self_parts(self.attn1, normed.view(shape))
 
     def _query(self, rows: Tensor) -> Tensor:
-        return F.linear(self._normed(self.norm2, rows, 1), self.attn2.to_q.weight)
+        return F.linear(self._normed(self.norm2, rows, 1)[1], self.attn2.to_q.weight)
 
-    def _gated(self, rows: Tensor) -> Tensor:
-        out: Tensor = self.ff.net[0](self._normed(self.norm3, rows, 2))
-        return out
+    def _fed(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows behind the feed-forward layers, and what is still to be added."""
+        gated = self.ff.net[0](self._normed(self.norm3, rows, 2)[1])
+        return self._added(rows, gated, self.ff.net[2]), None
 
-    def _normed(self, norm: nn.LayerNorm, rows: Tensor, i: int) -> Tensor:
-        return self.kernels.layer_norm(rows, norm.weight, norm.bias, norm.eps, delta_bias=self.owed[i])[1]
+    def _normed(self, norm: nn.LayerNorm, rows: Tensor, i: int, late: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.kernels.layer_norm(rows, norm.weight, norm.bias, norm.eps, delta=late, delta_bias=self.owed[i])
 
     def _added(self, rows: Tensor, h: Tensor, layer: nn.Module) -> Tensor:
         return self.kernels.added(rows, h, _linear(layer).weight)
@@ -276,8 +288,13 @@ class FusedSpatialTransformer(SpatialTransformer):
         attend_map = None if attend is None else partial(attend, size=(height, width))
         h = self.kernels.normed(self.norm, x, silu=False).permute(0, 2, 3, 1).reshape(b, height * width, c)
         h = F.linear(h, self.proj_in.weight.flatten(1), None if self.owing else self.proj_in.bias)
+        late: Tensor | None = None
         for block in self.transformer_blocks:
-            h = block(h, context, attend_map)
+            if self.owing:
+                h, late = cast(FusedTransformerBlock, block).carry(h, late, context, attend_map)
+            else:
+                h = block(h, context, attend_map)
+        h = h if late is None else h.add_(late)
         h = F.linear(h, self.proj_out.weight.flatten(1)).view(b, height, width, c)
         return self.kernels.add(x, h.permute(0, 3, 1, 2), self.bias)
 

@@ -1,18 +1,30 @@
 """The kernels that compute in eight bits, together."""
 
-from torch import Tensor
+from functools import partial
 
-from sdxl_core.ops.fp8 import Kernels, Scaled
-from sdxl_core.ops.kernels.layer_norms import layer_norm_in_eight_bits
-from sdxl_core.ops.kernels.products import scaled_linear
-from sdxl_core.ops.kernels.quantise import quantise
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.functional import ScalingType
+
+from sdxl_core.ops.fp8 import FP8, Kernels
+from sdxl_core.ops.kernels.layer_norms import layer_norm
+from sdxl_core.ops.kernels.products import gated_in_eight_bits
 from sdxl_core.ops.woven import weave
 
 
-def prepare(weight: Tensor, *, gated: bool) -> Scaled:
-    """A `sdxl_core.ops.fp8.Prepare`: gated weights are woven, their scales are not."""
-    scaled = quantise(weight)
-    return Scaled(weave(scaled.values), scaled.scale) if gated else scaled
+def linear(x: Tensor, weight: Tensor, scale: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A `sdxl_core.ops.fp8.Linear` by cuBLASLt; k and n are multiples of 16."""
+    return F.scaled_mm(
+        x,
+        weight.t(),
+        scale,
+        ScalingType.TensorWise,
+        weight_scale,
+        ScalingType.TensorWise,
+        output_dtype=dtype,
+        use_fast_accum=True,
+    )
 
 
-TRITON = Kernels(prepare, layer_norm_in_eight_bits, scaled_linear)
+TRITON = Kernels(partial(layer_norm, dtype=FP8), linear, gated_in_eight_bits, weave)

@@ -5,8 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sdxl_core.ops.fp8 import FP8, Scaled
-from sdxl_core.ops.kernels.quantise import to_eight_bits
+_HEAD = 1024
+"""Columns of the first part of a row for each warp: up to 2048 one does it alone, and waits for no other."""
+
+_PROGRAMS = 8192
+"""At most so many, each of which has several rows where there are more: to start a program takes time too."""
 
 
 def layer_norm(
@@ -17,95 +20,71 @@ def layer_norm(
     *,
     delta: Tensor | None = None,
     delta_bias: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Layer norm of x + delta + delta_bias, beside that sum; costs one pass over what is given and what is made.
+    """Layer norm of x + delta + delta_bias, beside x + delta; costs one pass over what is given and what is made.
 
     Args:
-        x: (m, c) in float16, bfloat16 or float32, c at most 8192.
+        x: (m, c) in float16, bfloat16 or float32, c from 2 to 8192.
         weight: (c,).
         bias: (c,).
         eps: added to the variance.
         delta: (m, c), or None for nothing.
         delta_bias: (c,), or None for nothing.
+        dtype: of the norm, None for that of x. In float8_e4m3fn what is too large becomes the largest number.
 
     Returns:
-        The sum, or x itself where there is no `delta`, whatever the bias; and the norm of the sum. Both (m, c).
+        x + delta, or x itself where there is no `delta`; and the norm. Both (m, c).
     """
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return _launch_layer_norm(x, weight, bias, eps, delta, delta_bias, out, None), out
-
-
-def layer_norm_in_eight_bits(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, delta_bias: Tensor | None = None
-) -> Scaled:
-    """Layer norm of x (m, c) + delta_bias as rows of eight-bit floats, a `sdxl_core.ops.fp8.Norm`."""
-    out = torch.empty(x.shape, dtype=FP8, device=x.device)
-    scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    _launch_layer_norm(x, weight, bias, eps, None, delta_bias, out, scale)
-    return Scaled(out, scale)
-
-
-def _launch_layer_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    delta: Tensor | None,
-    delta_bias: Tensor | None,
-    out: Tensor,
-    scale: Tensor | None,
-) -> Tensor:
     x = x.contiguous()
     m, c = x.shape
+    out = torch.empty(m, c, dtype=dtype or x.dtype, device=x.device)
     summed = x if delta is None else torch.empty_like(x)
     if delta is not None:
         delta = delta.contiguous()
-    columns = triton.next_power_of_2(c)
-    given = {"ADDED": delta is not None, "BIASED": delta_bias is not None, "SCALED": scale is not None}
+    head = triton.next_power_of_2(c) // 2
     with torch.cuda.device_of(x):
-        _layer_norm[(m,)](
-            *(x, delta, delta_bias, weight, bias, summed, out, scale, c, eps),
-            **given,
-            COLUMNS=columns,
-            num_warps=min(16, max(1, columns // 512)),
+        _layer_norm[(min(m, _PROGRAMS),)](
+            *(x, delta, delta_bias, weight, bias, summed, out, m, c, eps),
+            HEAD=head,
+            TAIL=triton.next_power_of_2(c - head),
+            num_warps=max(1, head // _HEAD),
         )
-    return summed
+    return summed, out
+
+
+@triton.jit(do_not_specialize=["m"])
+def _layer_norm(
+    x, delta, delta_bias, weight, bias, summed, out, m, c, eps, HEAD: tl.constexpr, TAIL: tl.constexpr
+):  # fmt: skip
+    """Rows in two parts, each as wide as a power of two: one such part for 1280 columns would be 2048 wide."""
+    a_at, b_at = tl.arange(0, HEAD), HEAD + tl.arange(0, TAIL)
+    start = tl.program_id(0).to(tl.int64) * c
+    for _ in range(tl.program_id(0), m, tl.num_programs(0)):
+        a = _summed(x, delta, delta_bias, summed, start, a_at, c)
+        b = _summed(x, delta, delta_bias, summed, start, b_at, c)
+        mean = (tl.sum(a, axis=0) + tl.sum(b, axis=0)) / c
+        a -= mean
+        b = tl.where(b_at < c, b - mean, 0.0)
+        factor = 1.0 / tl.sqrt((tl.sum(a * a, axis=0) + tl.sum(b * b, axis=0)) / c + eps)
+        _write(out, a * factor, weight, bias, start, a_at, c)
+        _write(out, b * factor, weight, bias, start, b_at, c)
+        start += tl.num_programs(0).to(tl.int64) * c
 
 
 @triton.jit
-def _layer_norm(
-    x,
-    delta,
-    delta_bias,
-    weight,
-    bias,
-    summed,
-    out,
-    scale,
-    c,
-    eps,
-    ADDED: tl.constexpr,
-    BIASED: tl.constexpr,
-    SCALED: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    column = tl.arange(0, COLUMNS)
-    inside = column < c
-    place = tl.program_id(0).to(tl.int64) * c + column
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    if ADDED:
-        value += tl.load(delta + place, mask=inside, other=0.0).to(tl.float32)
-    if BIASED:
-        value += tl.load(delta_bias + column, mask=inside, other=0.0).to(tl.float32)
-    if ADDED:
-        tl.store(summed + place, value.to(summed.dtype.element_ty), mask=inside)
-    mean = tl.sum(value, axis=0) / c
-    distance = tl.where(inside, value - mean, 0.0)
-    deviation = tl.sqrt(tl.sum(distance * distance, axis=0) / c + eps)
-    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    summand = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-    normed = distance / deviation * factor + summand
-    if SCALED:
-        normed, of_row = to_eight_bits(normed)
-        tl.store(scale + tl.program_id(0), of_row)
-    tl.store(out + place, normed.to(out.dtype.element_ty), mask=inside)
+def _summed(x, delta, delta_bias, summed, start, column, c):
+    value = tl.load(x + start + column, mask=column < c, other=0.0).to(tl.float32)
+    if delta is not None:
+        value += tl.load(delta + start + column, mask=column < c, other=0.0).to(tl.float32)
+        tl.store(summed + start + column, value.to(summed.dtype.element_ty), mask=column < c)
+    if delta_bias is not None:
+        value += tl.load(delta_bias + column, mask=column < c, other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def _write(out, value, weight, bias, start, column, c):
+    factor = tl.load(weight + column, mask=column < c, other=0.0).to(tl.float32)
+    summand = tl.load(bias + column, mask=column < c, other=0.0).to(tl.float32)
+    tl.store(out + start + column, (value * factor + summand).to(out.dtype.element_ty), mask=column < c)

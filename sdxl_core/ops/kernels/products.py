@@ -1,4 +1,4 @@
-"""Matrix products on a GPU with what follows them in the same kernel: the gate of GEGLU, scales of eight-bit floats.
+"""Matrix products on a GPU with the gate of GEGLU in the same kernel, of 16-bit floats or those of eight bits.
 
 Numbers are added in float32 and in one order for each tiling, or on a Hopper GPU in the tensor cores' 14 bits where
 they have eight; nothing is added across programs, so that a run gives the same bits as the one before.
@@ -14,7 +14,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sdxl_core.ops.fp8 import Scaled
 from sdxl_core.ops.kernels.gates import gelu
 
 
@@ -24,7 +23,7 @@ class Tiling:
 
     Args:
         rows: of the result, one tile; a power of two, as all sizes here.
-        columns: of the result, one tile; a gated product makes twice as many.
+        columns: of the result, one tile; the product makes twice as many.
         depth: numbers of a row that are loaded at once.
         warps: of a program.
         stages: loads that are under way while one is computed with.
@@ -42,41 +41,28 @@ class Tiling:
     lasting: bool = False
 
 
-_HOPPER: Mapping[tuple[bool, bool], Tiling] = MappingProxyType(
+_HOPPER: Mapping[bool, Tiling] = MappingProxyType(
     {
-        (False, True): Tiling(128, 128, 64, 8, 3, described=True, lasting=True),
-        (True, True): Tiling(128, 128, 128, 8, 3, described=True, lasting=True),
-        (True, False): Tiling(128, 256, 128, 8, 3, described=True, lasting=True),
+        False: Tiling(128, 128, 64, 8, 3, described=True, lasting=True),
+        True: Tiling(128, 128, 128, 8, 3, described=True, lasting=True),
     }
 )
-"""By whether the numbers have eight bits and there is a gate: what was fastest on an H100 at all of SDXL's sizes."""
+"""By whether the numbers have eight bits: what was fastest on an H100 at all of SDXL's sizes."""
 
-_HOPPER_NARROW = Tiling(128, 64, 128, 4, 3, described=True)
-"""Eight bits without a gate, where tiles of 256 columns are too few for an H100, or too much of the last is empty."""
-
-_OTHER: Mapping[tuple[bool, bool], Tiling] = MappingProxyType(
-    {
-        (False, True): Tiling(128, 64, 32, 4, 4),
-        (True, True): Tiling(128, 64, 64, 8, 4),
-        (True, False): Tiling(128, 128, 64, 8, 4),
-    }
-)
+_OTHER: Mapping[bool, Tiling] = MappingProxyType({False: Tiling(128, 64, 32, 4, 4), True: Tiling(128, 64, 64, 8, 4)})
 """The same for any other GPU; it compiles for them, and was not timed there."""
 
 _INTERPRETED = Tiling(16, 32, 32, 4, 2)
 """On the CPU, where Triton interprets its kernels: for tests."""
 
 
-def tiling_for(m: int, n: int, x: Tensor, *, gated: bool) -> Tiling:
-    """The tiling that was found best for a result (m, n) of rows x."""
+def tiling_for(x: Tensor, n: int) -> Tiling:
+    """The tiling that was found best for n columns of rows x."""
     if x.device.type != "cuda":
         return _INTERPRETED
     eight_bits, pitch = x.itemsize == 1, x.shape[1] * x.itemsize
-    if torch.cuda.get_device_capability(x.device)[0] != 9 or pitch % 16 or n % 8:
-        return _OTHER[eight_bits, gated]
-    if not gated and (n < 1024 or triton.cdiv(m, 128) * triton.cdiv(n, 256) < 200):
-        return _HOPPER_NARROW
-    return _HOPPER[eight_bits, gated]
+    whole = pitch % 16 == 0 and n * x.itemsize % 16 == 0
+    return (_HOPPER if whole and torch.cuda.get_device_capability(x.device)[0] == 9 else _OTHER)[eight_bits]
 
 
 def gate_of_woven(weight: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
@@ -88,7 +74,7 @@ def gate_of_woven(weight: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor] 
     Returns:
         None off Hopper GPUs, and where tiles are not whole.
     """
-    how = _HOPPER[False, True]
+    how = _HOPPER[False]
     whole = weight.shape[1] % how.depth == 0 and len(weight) % (2 * how.columns) == 0
     if not (whole and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16)):
         return None
@@ -107,48 +93,34 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, tiling: Tiling 
     Returns:
         (m, n) of the type of x.
     """
-    return _launch(x, None, weight, None, bias, True, tiling, x.dtype)
+    return _launch(x, weight, bias, None, tiling)
 
 
-def scaled_linear(
-    x: Scaled,
-    weight: Scaled,
-    bias: Tensor | None = None,
-    *,
-    gated: bool = False,
-    tiling: Tiling | None = None,
-    dtype: torch.dtype,
+def gated_in_eight_bits(
+    x: Tensor, weight: Tensor, bias: Tensor, value_scale: float, gate_scale: float, tiling: Tiling | None = None
 ) -> Tensor:
-    """A `sdxl_core.ops.fp8.Linear`; a gated weight's values are woven, its scales are value beside gate."""
-    return _launch(x.values, x.scale, weight.values, weight.scale, bias, gated, tiling, dtype)
+    """A `sdxl_core.ops.fp8.Gated` whose weight is woven."""
+    return _launch(x, weight, bias, (value_scale, gate_scale), tiling)
 
 
 def _launch(
-    x: Tensor,
-    x_scale: Tensor | None,
-    weight: Tensor,
-    weight_scale: Tensor | None,
-    bias: Tensor | None,
-    gated: bool,
-    tiling: Tiling | None,
-    dtype: torch.dtype,
+    x: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[float, float] | None, tiling: Tiling | None
 ) -> Tensor:
-    (m, k), n = x.shape, len(weight) // 2 if gated else len(weight)
-    out = torch.empty(m, n, dtype=dtype, device=x.device)
-    how = tiling or tiling_for(m, n, x, gated=gated)
-    wide = 2 * how.columns if gated else how.columns
+    (m, k), n = x.shape, len(weight) // 2
+    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    how = tiling or tiling_for(x, n)
     programs = triton.cdiv(m, how.rows) * triton.cdiv(n, how.columns)
     if how.lasting:
         programs = min(programs, _multiprocessors(x.device))
-    tiles = (x, how.rows, how.depth), (weight, wide, how.depth), (out, how.rows, how.columns)
+    tiles = (x, how.rows, how.depth), (weight, 2 * how.columns, how.depth), (out, how.rows, how.columns)
     with torch.cuda.device_of(x):
         _product[(programs,)](
             *(TensorDescriptor.from_tensor(y, [*size]) if how.described else y for y, *size in tiles),
-            *(x_scale, weight_scale, bias, m, n, k),
+            *(bias, *(scales or (1.0, 1.0)), m, n, k),
             ROWS=how.rows,
             COLUMNS=how.columns,
-            WIDE=wide,
             DEPTH=how.depth,
+            SCALED=scales is not None,
             DESCRIBED=how.described,
             LASTING=how.lasting,
             EVEN=how.described or k % how.depth == 0,
@@ -164,8 +136,8 @@ def _multiprocessors(device: torch.device) -> int:
 
 @triton.jit
 def _product(
-    x, weight, out, x_scale, weight_scale, bias, m, n, k,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, DEPTH: tl.constexpr,
+    x, weight, out, bias, value_scale, gate_scale, m, n, k,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SCALED: tl.constexpr,
     DESCRIBED: tl.constexpr, LASTING: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     tiles_m, tiles_n = tl.cdiv(m, ROWS), tl.cdiv(n, COLUMNS)
@@ -173,18 +145,16 @@ def _product(
         # One loop of both, so that the next tile's loads do not wait for this one's end.
         for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=True):
             row, column = _place(tile, tiles_m, tiles_n)
-            value = tl.zeros((ROWS, WIDE), tl.float32)
+            both = tl.zeros((ROWS, 2 * COLUMNS), tl.float32)
             for start in range(0, k, DEPTH):
-                value = _step(
-                    x, weight, value, row, column, start, m, n, k, ROWS, COLUMNS, WIDE, DEPTH, DESCRIBED, EVEN
-                )
-            _finish(out, value, x_scale, weight_scale, bias, row, column, m, n, ROWS, COLUMNS, WIDE, DESCRIBED)
+                both = _step(x, weight, both, row, column, start, m, n, k, ROWS, COLUMNS, DEPTH, DESCRIBED, EVEN)
+            _finish(out, both, bias, value_scale, gate_scale, row, column, m, n, ROWS, COLUMNS, SCALED, DESCRIBED)
     else:
         row, column = _place(tl.program_id(0), tiles_m, tiles_n)
-        value = tl.zeros((ROWS, WIDE), tl.float32)
+        both = tl.zeros((ROWS, 2 * COLUMNS), tl.float32)
         for start in range(0, k, DEPTH):
-            value = _step(x, weight, value, row, column, start, m, n, k, ROWS, COLUMNS, WIDE, DEPTH, DESCRIBED, EVEN)
-        _finish(out, value, x_scale, weight_scale, bias, row, column, m, n, ROWS, COLUMNS, WIDE, DESCRIBED)
+            both = _step(x, weight, both, row, column, start, m, n, k, ROWS, COLUMNS, DEPTH, DESCRIBED, EVEN)
+        _finish(out, both, bias, value_scale, gate_scale, row, column, m, n, ROWS, COLUMNS, SCALED, DESCRIBED)
 
 
 @triton.jit
@@ -198,56 +168,47 @@ def _place(tile, tiles_m, tiles_n):
 
 @triton.jit
 def _step(
-    x, weight, value, row, column, start, m, n, k,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, DEPTH: tl.constexpr,
-    DESCRIBED: tl.constexpr, EVEN: tl.constexpr,
+    x, weight, both, row, column, start, m, n, k,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, DESCRIBED: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Add the products of `DEPTH` numbers."""
     if DESCRIBED:
         a = x.load([row * ROWS, start])
-        b = weight.load([column * WIDE, start])
-        return tl.dot(a, b.T, value)
+        b = weight.load([column * 2 * COLUMNS, start])
+        return tl.dot(a, b.T, both)
     else:
         # Rows past the end read the first ones again: what becomes of them is not written.
         rows = ((row * ROWS + tl.arange(0, ROWS)) % m).to(tl.int64)
-        columns = ((column * WIDE + tl.arange(0, WIDE)) % (n * (WIDE // COLUMNS))).to(tl.int64)
+        columns = ((column * 2 * COLUMNS + tl.arange(0, 2 * COLUMNS)) % (2 * n)).to(tl.int64)
         depth = start + tl.arange(0, DEPTH)
         a_at, b_at = x + rows[:, None] * k + depth[None, :], weight + columns[None, :] * k + depth[:, None]
         if EVEN:
-            return tl.dot(tl.load(a_at), tl.load(b_at), value)
+            return tl.dot(tl.load(a_at), tl.load(b_at), both)
         else:
             a = tl.load(a_at, mask=depth[None, :] < k, other=0.0)
             b = tl.load(b_at, mask=depth[:, None] < k, other=0.0)
-            return tl.dot(a, b, value)
+            return tl.dot(a, b, both)
 
 
 @triton.jit
 def _finish(
-    out, value, x_scale, weight_scale, bias, row, column, m, n,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr, DESCRIBED: tl.constexpr,
+    out, both, bias, value_scale, gate_scale, row, column, m, n,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile."""
+    """Write a tile; in eight bits what is too large becomes the largest number, and NaN stays."""
     rows, columns = row * ROWS + tl.arange(0, ROWS), column * COLUMNS + tl.arange(0, COLUMNS)
     in_m, in_n = rows < m, columns < n
-    of_rows = None if x_scale is None else tl.load(x_scale + rows, mask=in_m, other=0.0)
-    if WIDE > COLUMNS:
-        # Eight columns are what a thread's neighbours hold: so nothing moves between threads.
-        value, gate = tl.split(value.reshape(ROWS, COLUMNS // 8, 2, 8).permute(0, 1, 3, 2))
-        value = _scaled(value.reshape(ROWS, COLUMNS), of_rows, weight_scale, bias, columns, in_n)
-        value *= gelu(_scaled(gate.reshape(ROWS, COLUMNS), of_rows, weight_scale, bias, n + columns, in_n))
-    else:
-        value = _scaled(value, of_rows, weight_scale, bias, columns, in_n)
+    # Eight columns are what a thread's neighbours hold: so nothing moves between threads.
+    value, gate = tl.split(both.reshape(ROWS, COLUMNS // 8, 2, 8).permute(0, 1, 3, 2))
+    value, gate = value.reshape(ROWS, COLUMNS), gate.reshape(ROWS, COLUMNS)
+    if SCALED:
+        value, gate = value * value_scale, gate * gate_scale
+    if bias is not None:
+        value += tl.load(bias + columns, mask=in_n, other=0.0).to(tl.float32)[None, :]
+        gate += tl.load(bias + n + columns, mask=in_n, other=0.0).to(tl.float32)[None, :]
+    value *= gelu(gate)
     if DESCRIBED:
         out.store([row * ROWS, column * COLUMNS], value.to(out.dtype))
     else:
         at = rows.to(tl.int64)[:, None] * n + columns[None, :]
         tl.store(out + at, value.to(out.dtype.element_ty), mask=in_m[:, None] & in_n[None, :])
-
-
-@triton.jit
-def _scaled(value, of_rows, weight_scale, bias, columns, inside):
-    if of_rows is not None:
-        value *= of_rows[:, None] * tl.load(weight_scale + columns, mask=inside, other=0.0)[None, :]
-    if bias is not None:
-        value += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
-    return value
