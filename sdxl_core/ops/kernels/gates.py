@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sdxl_core.ops.kernels.activations import gelu
+
 _COLUMNS, _ROWS = 512, 8
 
 
@@ -37,20 +39,6 @@ def geglu(h: Tensor, bias: Tensor | None) -> Tensor:
             num_warps=4,
         )
     return out
-
-
-@triton.jit
-def gelu(x):
-    """The exact GELU to 2.2e-7, in two thirds of the instructions of `tl.erf`, for which memory and matrix units wait.
-
-    The complementary error function is a polynomial of 1 / (1 + p x) by exp(-x^2) (Abramowitz and Stegun, 7.1.26),
-    here with halved coefficients: what is left of x far below zero does not cancel.
-    """
-    far = tl.abs(x) * 0.7071067811865476
-    t = tl.fdiv(1.0, 1.0 + 0.3275911 * far)
-    tail = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145))))
-    tail *= tl.exp2(far * far * -1.4426950408889634)
-    return x * tl.where(x < 0, tail, 1.0 - tail)
 
 
 @triton.jit

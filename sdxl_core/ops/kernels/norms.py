@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sdxl_core.ops.kernels.activations import silu
+
 _PROGRAMS = 256
 """How many programs share a group norm: two for each multiprocessor of an H100, where more are no faster."""
 
@@ -326,7 +328,7 @@ def _normalise(
         value = tl.load(x + at, mask=seen, other=0.0).to(tl.float32)
         value = (value + origin[None, :]) * factor[None, :] + summand[None, :]
         if SILU:
-            value = value / (1.0 + tl.exp(-value))
+            value = silu(value)
         tl.store(out + at, value.to(out.dtype.element_ty), mask=seen)
 
 

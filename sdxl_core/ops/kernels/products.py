@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sdxl_core.ops.kernels.gates import gelu
+from sdxl_core.ops.kernels.activations import gelu
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sdxl_core.ops.kernels.activations import silu
 from sdxl_core.ops.kernels.norms import joined, measured, shift_of, stride_of, to_channels
 
 _CHANNELS = 64
@@ -58,6 +59,7 @@ def normed_sums(
             GROUPS=triton.next_power_of_2(min(groups, (_CHANNELS - 2) // per_group + 2)),
             CHUNKS=cut.chunks_compiled_for,
             num_warps=4,
+            maxnreg=128,  # so that four programs fit on a multiprocessor
         )
     return out
 
@@ -93,27 +95,47 @@ def outputs(products: Tensor, like: Tensor, added: Tensor | None = None, bias: T
 
 
 @triton.jit
-def _cell(x, y, column, channel, inside, height, width, c, origin, factor, summand):
-    """What the convolution sees of one line at some columns, (places, channels)."""
+def _cell(x, y, column, channel, inside, height, width, c):
+    """One line of the map at some columns, (places, channels)."""
     seen = ((column >= 0) & (column < width) & (y >= 0) & (y < height))[:, None] & inside[None, :]
-    value = tl.load(x + (y * width + column)[:, None] * c + channel[None, :], mask=seen, other=0.0).to(tl.float32)
-    value = (value + origin[None, :]) * factor[None, :] + summand[None, :]
-    return tl.where(seen, value / (1.0 + tl.exp(-value)), 0.0)
+    return tl.load(x + (y * width + column)[:, None] * c + channel[None, :], mask=seen, other=0.0)
 
 
 @triton.jit
-def _line(x, y, place, channel, inside, height, width, c, origin, factor, summand):
-    """The four sums over columns of a line."""
-    first = _cell(x, y, 2 * place - 1, channel, inside, height, width, c, origin, factor, summand)
-    second = _cell(x, y, 2 * place, channel, inside, height, width, c, origin, factor, summand)
-    third = _cell(x, y, 2 * place + 1, channel, inside, height, width, c, origin, factor, summand)
-    fourth = _cell(x, y, 2 * place + 2, channel, inside, height, width, c, origin, factor, summand)
+def _line(x, y, place, channel, inside, height, width, c):
+    """What the places see of a line, as it lies in memory: four columns."""
+    first = _cell(x, y, 2 * place - 1, channel, inside, height, width, c)
+    second = _cell(x, y, 2 * place, channel, inside, height, width, c)
+    third = _cell(x, y, 2 * place + 1, channel, inside, height, width, c)
+    fourth = _cell(x, y, 2 * place + 2, channel, inside, height, width, c)
+    return first, second, third, fourth
+
+
+@triton.jit
+def _seen(cell, y, column, height, width, factor, summand):
+    """What the convolution sees of them: nothing around the map."""
+    value = silu(cell.to(tl.float32) * factor[None, :] + summand[None, :])
+    return tl.where(((column >= 0) & (column < width) & (y >= 0) & (y < height))[:, None], value, 0.0)
+
+
+@triton.jit
+def _sums(first, second, third, fourth, y, place, height, width, factor, summand):
+    """The four sums over columns."""
+    first = _seen(first, y, 2 * place - 1, height, width, factor, summand)
+    second = _seen(second, y, 2 * place, height, width, factor, summand)
+    third = _seen(third, y, 2 * place + 1, height, width, factor, summand)
+    fourth = _seen(fourth, y, 2 * place + 2, height, width, factor, summand)
     return first - third, second + third, third - second, second - fourth
 
 
 @triton.jit
-def _store(out, plane, at, value, seen, i: tl.constexpr):
-    tl.store(out + i * plane + at, value.to(out.dtype.element_ty), mask=seen)
+def _store(out, plane, at, seen, first, second, third, fourth):
+    """Four sums, each in a plane of its own."""
+    kind = out.dtype.element_ty
+    tl.store(out + at, first.to(kind), mask=seen)
+    tl.store(out + plane + at, second.to(kind), mask=seen)
+    tl.store(out + 2 * plane + at, third.to(kind), mask=seen)
+    tl.store(out + 3 * plane + at, fourth.to(kind), mask=seen)
 
 
 @triton.jit(do_not_specialize=("stride", "groups", "per_group", "chunk", "chunks", "strip", "height", "width"))
@@ -134,7 +156,8 @@ def _normed_sums(
     factor = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     factor *= to_channels(1.0 / tl.sqrt(variance + eps), members)
     summand = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    origin = shift_of(shift, stride, image, channel, inside, SHIFTED) - to_channels(mean, members)
+    # (x + shift - mean) factor + summand, by one multiplication each: what that loses is less than x was rounded by.
+    summand += (shift_of(shift, stride, image, channel, inside, SHIFTED) - to_channels(mean, members)) * factor
 
     high, wide = (height + 1) // 2, (width + 1) // 2
     across = tl.cdiv(wide, PLACES)
@@ -147,31 +170,29 @@ def _normed_sums(
     at = place[:, None] * c + channel[None, :]
     seen = (place < wide)[:, None] & inside[None, :]
 
-    a0, a1, a2, a3 = _line(x, 2 * first - 1, place, channel, inside, height, width, c, origin, factor, summand)
-    b0, b1, b2, b3 = _line(x, 2 * first, place, channel, inside, height, width, c, origin, factor, summand)
+    p0, p1, p2, p3 = _line(x, 2 * first - 1, place, channel, inside, height, width, c)
+    q0, q1, q2, q3 = _line(x, 2 * first, place, channel, inside, height, width, c)
+    r0, r1, r2, r3 = _line(x, 2 * first + 1, place, channel, inside, height, width, c)
+    s0, s1, s2, s3 = _line(x, 2 * first + 2, place, channel, inside, height, width, c)
+    a0, a1, a2, a3 = _sums(p0, p1, p2, p3, 2 * first - 1, place, height, width, factor, summand)
+    b0, b1, b2, b3 = _sums(q0, q1, q2, q3, 2 * first, place, height, width, factor, summand)
     for row in range(first, last):
         y = 2 * row + 1
-        c0, c1, c2, c3 = _line(x, y, place, channel, inside, height, width, c, origin, factor, summand)
+        p0, p1, p2, p3 = r0, r1, r2, r3
+        q0, q1, q2, q3 = s0, s1, s2, s3
+        # Two lines are on their way while the two before are in work; behind the strip there is nothing to load.
+        ahead = tl.where(row + 1 < last, y + 2, height)
+        r0, r1, r2, r3 = _line(x, ahead, place, channel, inside, height, width, c)
+        s0, s1, s2, s3 = _line(x, ahead + 1, place, channel, inside, height, width, c)
+        c0, c1, c2, c3 = _sums(p0, p1, p2, p3, y, place, height, width, factor, summand)
         to = out + row * wide * c
-        _store(to, plane, at, a0 - c0, seen, 0)
-        _store(to, plane, at, a1 - c1, seen, 1)
-        _store(to, plane, at, a2 - c2, seen, 2)
-        _store(to, plane, at, a3 - c3, seen, 3)
-        _store(to, plane, at, b0 + c0, seen, 4)
-        _store(to, plane, at, b1 + c1, seen, 5)
-        _store(to, plane, at, b2 + c2, seen, 6)
-        _store(to, plane, at, b3 + c3, seen, 7)
-        _store(to, plane, at, c0 - b0, seen, 8)
-        _store(to, plane, at, c1 - b1, seen, 9)
-        _store(to, plane, at, c2 - b2, seen, 10)
-        _store(to, plane, at, c3 - b3, seen, 11)
-        d0, d1, d2, d3 = _line(x, y + 1, place, channel, inside, height, width, c, origin, factor, summand)
-        _store(to, plane, at, b0 - d0, seen, 12)
-        _store(to, plane, at, b1 - d1, seen, 13)
-        _store(to, plane, at, b2 - d2, seen, 14)
-        _store(to, plane, at, b3 - d3, seen, 15)
+        _store(to, plane, at, seen, a0 - c0, a1 - c1, a2 - c2, a3 - c3)
+        _store(to + 4 * plane, plane, at, seen, b0 + c0, b1 + c1, b2 + c2, b3 + c3)
+        _store(to + 8 * plane, plane, at, seen, c0 - b0, c1 - b1, c2 - b2, c3 - b3)
         a0, a1, a2, a3 = c0, c1, c2, c3
-        b0, b1, b2, b3 = d0, d1, d2, d3
+        c0, c1, c2, c3 = _sums(q0, q1, q2, q3, y + 1, place, height, width, factor, summand)
+        _store(to + 12 * plane, plane, at, seen, b0 - c0, b1 - c1, b2 - c2, b3 - c3)
+        b0, b1, b2, b3 = c0, c1, c2, c3
 
 
 @triton.jit
