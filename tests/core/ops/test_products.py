@@ -22,7 +22,7 @@ DTYPE = torch.float32 if INTERPRETED else torch.float16
 on_gpu_alone = pytest.mark.skipif(INTERPRETED, reason="too much for the interpreter, or not in it")
 LIMIT = 5e-6 if INTERPRETED else 4e-4  # the gate is right to 4e-6
 SMALL = [(40, 64, 48), (17, 48, 16)]  # m, k, n
-FULL = [(33, 48, 24), (2048, 1280, 5120), (2048, 5120, 1280), (8192, 640, 2560), (1155, 640, 1920)]
+FULL = [(33, 48, 48), (2048, 1280, 5120), (2048, 5120, 1280), (8192, 640, 2560), (1155, 640, 1920)]
 SHAPES = SMALL if INTERPRETED else FULL
 
 
@@ -44,22 +44,21 @@ def geglu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def assert_rounded(out: Tensor, exact: Tensor, *, off: float = 0.0) -> None:
-    """Every number in eight bits is the nearest one or its neighbour, and few are the neighbour.
+    """Every number in eight bits is the nearest one or its neighbour, and nearly as near as can be.
 
     Args:
         out: in eight bits.
         exact: before rounding.
-        off: how far a number may be from that before it is rounded, of the largest ones.
+        off: how far a number may be from that before it is rounded, of the largest one.
     """
     assert out.dtype == FP8
     nearest = quantised(exact, 1.0).float()
-    differ = (out.float() - nearest).abs()
-    step = nearest.abs() / 8 + 2**-9
+    differ, step = (out.float() - nearest).abs(), nearest.abs() / 8 + 2**-9
     if INTERPRETED:  # it rounds up to a power of two wrongly
         assert (differ > step).float().mean() < 0.1
         return
     assert torch.all(differ <= step + off * exact.abs().max())
-    assert (differ > 0).float().mean() < 1e-3 + 20 * off
+    assert relative(out.float(), exact) < 1.05 * relative(nearest, exact)
 
 
 def tilings() -> list[Any]:
