@@ -12,6 +12,7 @@ from sdxl_cli.boundary import SOME_FAILED, Stopped
 from sdxl_cli.console import Console, counted, print_error, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
+from sdxl_cli.machine import resolve_machine
 from sdxl_cli.recording import Hashes, device_name
 from sdxl_cli.refiners import resolve_residence
 from sdxl_cli.reporters import View, open_view
@@ -125,17 +126,15 @@ def _load(run: Run, model_path: Path, flags: DrawFlags, view: View) -> "TwoModel
     """The first model in memory, and the second, if there is one, when it is asked for."""
     view.start("starting PyTorch", None)
     with importing(flags.device):
-        from sdxl_core.devices import resolve_device, resolve_dtype
         from sdxl_core.engine import load_engine
-        from sdxl_core.passes import Beside, apply_passes, require_passes
+        from sdxl_core.passes import apply_passes
         from sdxl_core.two_models import TwoModels
 
     view.finish()
     plan, refiner = run.jobs[0].plan, run.refiner
-    device = resolve_device(flags.device)
     passes = None if plan.passes == "auto" else plan.passes
-    require_passes(Beside(device, resolve_dtype(plan.dtype, device)), passes)
-    load_plain = partial(load_engine, device=device, dtype=plan.dtype, attention=plan.attention, reporter=view)
+    place = resolve_machine(flags.device, plan.dtype, passes)
+    load_plain = partial(load_engine, device=place.device, dtype=plan.dtype, attention=plan.attention, reporter=view)
 
     def load(*args: Any, **options: Any) -> "Engine":
         return apply_passes(load_plain(*args, **options), passes)
@@ -146,9 +145,8 @@ def _load(run: Run, model_path: Path, flags: DrawFlags, view: View) -> "TwoModel
     if refiner is None or refiner.path is None:
         models = TwoModels(base)
     else:
-        dtype = resolve_dtype(plan.dtype, device)
         pair = (run.preset.model, model_path), (refiner.preset.model, refiner.path)
-        residence, _ = resolve_residence(flags, *pair, device, dtype)
+        residence, _ = resolve_residence(flags, *pair, place.device, place.dtype)
         second = partial(load, *pair[1])
         models = TwoModels(base, lambda first_stage: second(first_stage=first_stage), residence)
     models.base()

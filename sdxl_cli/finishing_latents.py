@@ -11,8 +11,9 @@ from sdxl_cli.boundary import SOME_FAILED, finishing
 from sdxl_cli.commands.decode import DecodeFlags
 from sdxl_cli.console import Console, print_error
 from sdxl_cli.jobs import DEFAULT_PRESET, LATENT_SUFFIX, preset_for
+from sdxl_cli.machine import asks_of_machine, resolve_machine
 from sdxl_cli.options import check_machine, full_dtype
-from sdxl_cli.places import hash_cache, models_folders
+from sdxl_cli.places import hash_cache, models_folders, pull_hint
 from sdxl_cli.reporters import View, open_view
 from sdxl_core.checkpoints.detect import detect
 from sdxl_core.checkpoints.find import find_file
@@ -51,6 +52,21 @@ class _Source:
     passes: tuple[str, ...] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What the command line says of the model, for all latents; None where each latent's record says it.
+
+    Args:
+        model: of --preset or --model.
+        path: the file that the autoencoder is taken from: --vae, --model, or that of --preset.
+        given: whether --vae or --model is that file.
+    """
+
+    model: ModelConfig | None
+    path: Path | None
+    given: bool
+
+
 def finish_latents(flags: DecodeFlags, console: Console) -> int:
     """Make every picture.
 
@@ -58,12 +74,15 @@ def finish_latents(flags: DecodeFlags, console: Console) -> int:
         The exit code: 0, or 3 when some latents failed.
 
     Raises:
-        SdxlError: the only latent failed, or all did with this error as the last.
+        SdxlError: the only latent failed, or none can be made as the command line asks.
     """
     check_machine(flags.device, flags.dtype, "auto")
+    names, named = _names(flags), _named(flags)
     failed: list[SdxlError] = []
     with open_view(console) as view:
-        finisher = _Finisher(flags, console, view, _names(flags))
+        if asks_of_machine(flags.device, flags.dtype):
+            resolve_machine(flags.device, full_dtype(flags.dtype))
+        finisher = _Finisher(flags, console, view, names, named)
         for file in flags.latents:
             try:
                 finisher.finish(Path(file))
@@ -91,12 +110,37 @@ def _names(flags: DecodeFlags) -> Names | None:
     return names
 
 
+def _named(flags: DecodeFlags) -> _Named:
+    name, header, folders = flags.preset, None, models_folders()
+    if flags.model is not None:
+        header = read_header(find_file(flags.model, folders))
+        name = name or preset_for(detect(header), read_markers(header).prediction)
+    model = None if name is None else load_preset(name).model
+    if model is not None and header is not None:
+        model, _ = adapt_model(model, read_markers(header))
+    given = flags.vae or flags.model
+    path = None if given is None else find_file(given, folders)
+    if path is None and model is not None:
+        path = _file_of(model)
+    if path is not None:
+        read_header(path)
+    return _Named(model, path, given is not None)
+
+
+def _file_of(model: ModelConfig, recorded: str | None = None) -> Path:
+    """The file that holds a model's autoencoder, by the name that a record says if it is its own."""
+    owner = parts_owner(model) or model
+    name = recorded if recorded and owner is model else owner.file.name
+    return find_file(name, models_folders(), hint=pull_hint(owner) if name == owner.file.name else None)
+
+
 @dataclass(slots=True)
 class _Finisher:
     flags: DecodeFlags
     console: Console
     view: View
     names: Names | None
+    named: _Named
     when: datetime = field(default_factory=datetime.now)
     loaded: "tuple[_Source, AutoencoderKL] | None" = None
 
@@ -116,38 +160,30 @@ class _Finisher:
 
     def _source(self, latent: SavedLatent) -> _Source:
         """By the command line, else by the record."""
-        flags, plan = self.flags, None if latent.record is None else latent.record.plan
-        if plan is None and not (flags.preset or flags.model or flags.vae):
-            raise UsageError(
-                f"{latent.path}: has no record of the model that made it", hint="name it: --preset or --model"
-            )
-        folders = models_folders()
-        given = flags.vae or flags.model
-        path = None if given is None else find_file(given, folders)
-        name = flags.preset or (None if plan is None else plan.model) or DEFAULT_PRESET
-        header = None if flags.model is None else read_header(find_file(flags.model, folders))
-        if header is not None and flags.preset is None:
-            name = preset_for(detect(header), read_markers(header).prediction)
-        try:
-            model = load_preset(name).model
-        except PresetError as error:
-            if flags.preset is None and plan is not None:
-                error.message = f"{latent.path}: its model is not known here: {error.message}"
-                error.hint = "name its preset file: --preset"
-            raise
-        if header is not None:
-            model, _ = adapt_model(model, read_markers(header))
-        elif plan is not None and flags.preset is None:
-            # A file can say how its latents are scaled, and the record has kept that.
-            scaling = plan.model_dump(include={"scale_factor", "latent_mean", "latent_std"})
-            model = model.model_copy(update={"first_stage": model.first_stage.model_copy(update=scaling)})
+        plan, named = None if latent.record is None else latent.record.plan, self.named
+        model = named.model or self._recorded_model(latent)
         check_latent(latent, model.first_stage, model.name)
-        if path is None:
-            owner = parts_owner(model) or model
-            recorded = None if plan is None or flags.preset is not None else plan.vae or plan.file
-            path = find_file(recorded if recorded and owner is model else owner.file.name, folders)
+        path = named.path or _file_of(model, None if plan is None else plan.vae or plan.file)
         passes = None if plan is None or plan.passes == "auto" else plan.passes
-        return _Source(model, path, self._dtype(latent), given is not None, passes)
+        return _Source(model, path, self._dtype(latent), named.given, passes)
+
+    def _recorded_model(self, latent: SavedLatent) -> ModelConfig:
+        if latent.record is None:
+            if not self.named.given:
+                raise UsageError(
+                    f"{latent.path}: has no record of the model that made it", hint="name it: --preset or --model"
+                )
+            return load_preset(DEFAULT_PRESET).model
+        plan = latent.record.plan
+        try:
+            model = load_preset(plan.model).model
+        except PresetError as error:
+            error.message = f"{latent.path}: its model is not known here: {error.message}"
+            error.hint = "name its preset file: --preset"
+            raise
+        # A file can say how its latents are scaled, and the record has kept that.
+        scaling = plan.model_dump(include={"scale_factor", "latent_mean", "latent_std"})
+        return model.model_copy(update={"first_stage": model.first_stage.model_copy(update=scaling)})
 
     def _dtype(self, latent: SavedLatent) -> str:
         """Of the network beside the autoencoder."""
@@ -207,20 +243,19 @@ class _Finisher:
         return decode_latents(self._first_stage(source), values, decoding=decoding, reporter=self.view)[0]
 
     def _first_stage(self, source: _Source) -> "AutoencoderKL":
-        from sdxl_core.devices import dtype_name, resolve_device, resolve_dtype
+        from sdxl_core.devices import dtype_name, resolve_device
         from sdxl_core.engine import load_first_stage
-        from sdxl_core.passes import Beside, apply_first_stage_passes
+        from sdxl_core.passes import apply_first_stage_passes
 
         if self.loaded is None or self.loaded[0] != source:
             self.loaded = None  # before the next one takes its memory
-            device = resolve_device(self.flags.device)
             here = source.dtype
-            if device.type == "cpu" and here == "float16" != full_dtype(self.flags.dtype):
+            if resolve_device(self.flags.device).type == "cpu" and here == "float16" != full_dtype(self.flags.dtype):
                 here = "float32"  # as it would be beside a float16 network, if a CPU ran one
                 self.view.note("the latent says float16, which is for GPUs: decoding in float32")
-            place = Beside(device, resolve_dtype(here, device))
+            place = resolve_machine(self.flags.device, here)
             model = load_first_stage(
-                source.model, source.path, device=device, dtype=dtype_name(place.dtype), reporter=self.view
+                source.model, source.path, device=place.device, dtype=dtype_name(place.dtype), reporter=self.view
             )
             apply_first_stage_passes(model, place, source.passes)
             self.loaded = source, model

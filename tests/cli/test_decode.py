@@ -182,6 +182,25 @@ def test_one_bad_latent_does_not_stop_the_others(sdxl: Sdxl, latent: Path, prese
     assert "none.safetensors: no such file" in result.err
 
 
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ("--dtype fp16", 2, "float16 cannot be used on the CPU"),
+        ("--device cuda:99", 2, "device 'cuda:99' "),
+        ("--preset tiny-bass", 2, "no preset is named 'tiny-bass'"),
+        ("--preset sdxl-base-1.0", 4, "sdxl pull sdxl-base-1.0"),
+        ("--model gone", 4, "gone: no such model file"),
+        ("--vae gone", 4, "gone: no such model file"),
+        ("--vae cut.safetensors", 4, "cut.safetensors"),
+    ],
+)
+def test_what_no_latent_can_have_is_said_once(sdxl: Sdxl, latent: Path, flags: str, code: int, words: str) -> None:
+    Path("cut.safetensors").write_bytes(b"cut")
+    result = sdxl("decode", latent, "none.safetensors", latent, "--device", "cpu", *flags.split(), "-o", "again")
+    refused(result, code, words)
+    assert "none.safetensors" not in result.err
+
+
 def test_files_that_are_no_latent(sdxl: Sdxl, picture: Path, latent: Path, preset: list[object]) -> None:
     good = load_file(latent)["latent"]
     record = latent.read_bytes()
