@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from sdxl_cli.console import Console, counted, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import Run
+from sdxl_cli.machine import asks_of_machine, resolve_machine
 from sdxl_cli.pictures import describe_start
 from sdxl_cli.refiners import describe_handover, resolve_residence
 from sdxl_cli.schedules import described
@@ -20,7 +21,12 @@ from sdxl_core.work import Part, network_rows, plan_work
 
 
 def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
-    """Print a run: facts and a table, or with --json one object a picture. Touches no file."""
+    """Print a run: facts and a table, or with --json one object a picture. Touches no file.
+
+    Raises:
+        DeviceError: drawing would refuse at once what is asked of this machine.
+    """
+    _require_machine(run, flags)
     if flags.as_json:
         for job in run.jobs:
             plan = json.loads(job.plan.to_json())
@@ -58,6 +64,18 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
             for number, job in enumerate(run.jobs, 1)
         ],
     )
+
+
+def _require_machine(run: Run, flags: DrawFlags) -> None:
+    plan, refiner = run.jobs[0].plan, run.refiner
+    passes = None if plan.passes == "auto" else plan.passes
+    if not asks_of_machine(flags.device, plan.dtype, plan.attention, passes):
+        return
+    from sdxl_core.ops.attention import resolve_attention
+
+    place = resolve_machine(flags.device, plan.dtype, passes)
+    for model in (run.preset.model, *(() if refiner is None else (refiner.preset.model,))):
+        resolve_attention(plan.attention, place.device, place.dtype, model.network.num_head_channels)
 
 
 def _work(run: Run, plan: Plan) -> tuple[Part, ...]:
@@ -144,12 +162,9 @@ def _refiner(run: Run, flags: DrawFlags) -> list[tuple[str, str]]:
     facts = [("refiner", describe_handover(run.jobs[0].plan))]
     if run.refiner.path is None or run.model_path is None:
         return [*facts, ("refiner file", f"{model.file.name} (missing: sdxl pull {model.name})")]
-    from sdxl_core.devices import resolve_device, resolve_dtype
-
-    device = resolve_device(flags.device)
-    dtype = resolve_dtype(run.jobs[0].plan.dtype, device)
+    place = resolve_machine(flags.device, run.jobs[0].plan.dtype)
     pair = (run.preset.model, run.model_path), (model, run.refiner.path)
-    _, words = resolve_residence(flags, *pair, device, dtype)
+    _, words = resolve_residence(flags, *pair, place.device, place.dtype)
     return [*facts, ("refiner file", str(run.refiner.path)), ("memory", words)]
 
 

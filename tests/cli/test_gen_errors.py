@@ -194,6 +194,23 @@ def test_a_model_file_that_is_missing(sdxl: Sdxl) -> None:
     refused(sdxl("gen", "a cat", "--model", "/nowhere/x.safetensors"), 4, "no such file")
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--dtype fp16", "float16 cannot be used on the CPU"),
+        ("--device cuda:99", "device 'cuda:99' "),
+        ("--attention cudnn", "'cudnn' cannot be used: it needs a CUDA device"),
+        ("--passes auto,cuda_graph", "the pass cuda_graph cannot be made"),
+    ],
+)
+def test_a_dry_run_refuses_what_this_machine_has_not_as_drawing_does(gen: Sdxl, flags: str, words: str) -> None:
+    run = ("a cat", "--seed", 7, *flags.split())
+    drawn, shown = gen(*run), gen(*run, "--dry-run")
+    refused(drawn, 2, words)
+    assert (shown.code, shown.out, shown.err) == (drawn.code, "", drawn.err)
+    assert gen(*run, "--dry-run", "--json").err == drawn.err
+
+
 def test_a_pipe_as_a_model_does_not_hang(sdxl: Sdxl) -> None:
     os.mkfifo("model.safetensors")
     refused(sdxl("gen", "a cat", "--model", "model.safetensors"), 4, "not a regular file")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from safetensors.numpy import save_file
 from support_cli import Sdxl
 
 from sdxl_core.plan import Plan
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_prompts_come_from_files_and_standard_input(gen: Sdxl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -51,6 +55,14 @@ def test_a_dry_run_shows_the_jobs_and_touches_nothing(gen: Sdxl) -> None:
     assert Plan.from_json(json.dumps(job["plan"])).seed == 7
     assert (job["path"], job["model_calls"], job["sigmas"][-1]) == ("outputs/00001-7-a-cat.png", 3, 0.0)
     assert os.listdir() == []
+
+
+def test_a_dry_run_waits_for_torch_only_where_the_machine_may_lack_what_is_named() -> None:
+    code = "import sys; from sdxl_cli.boundary import run; run(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    for flags, waits in ((), False), (("--dtype", "fp32", "--passes", "none"), False), (("--dtype", "bf16"), True):
+        line = [sys.executable, "-c", code, "gen", "a cat", "--preset", "micro", "--device", "cpu", "--dry-run", *flags]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == waits, done.stderr
 
 
 def test_a_cfg_pp_sampler_asks_for_little_guidance(gen: Sdxl) -> None:
