@@ -1,5 +1,7 @@
 """`sdxl inspect`: what a model file, a picture or a latent says about itself."""
 
+import os
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -52,11 +54,9 @@ def inspect(
 
 
 def _inspect(console: Console, file: str, hashed: bool, tensors: bool, raw: bool, as_json: bool) -> None:
-    from sdxl_cli.places import models_folders
-    from sdxl_core.checkpoints.find import find_file
     from sdxl_core.picture_files import picture_format
 
-    path = find_file(file, models_folders())
+    path = _find(file)
     if picture_format(_first_bytes(path)) is not None:
         from sdxl_cli.describe_picture import describe_picture
 
@@ -67,6 +67,29 @@ def _inspect(console: Console, file: str, hashed: bool, tensors: bool, raw: bool
         from sdxl_cli.describe_model import describe_model
 
         describe_model(console, path, hashed, tensors, as_json)
+
+
+def _find(file: str) -> Path:
+    """A model is looked for in the models folders too; what is called like a picture lies where its name says.
+
+    Raises:
+        PictureError: no such picture.
+        CheckpointError: no such model or latent.
+    """
+    from sdxl_cli.places import models_folders
+    from sdxl_core.checkpoints.find import find_file
+    from sdxl_core.naming import FORMATS
+    from sdxl_core.picture_files import PictureError
+    from sdxl_core.unknown import suggestion
+
+    path = Path(file).expanduser()
+    if path.suffix.lower() not in chain(*FORMATS.values()) or os.path.lexists(path):
+        return find_file(file, models_folders())
+    folder = path.parent
+    if not folder.is_dir():
+        raise PictureError(f"{path}: no such file, for there is no folder {folder}")
+    beside = [name for name in os.listdir(folder) if name.endswith(path.suffix)]
+    raise PictureError(f"{path}: no such file{suggestion(path.name, beside)}", hint=f"looked in {folder.resolve()}")
 
 
 def _first_bytes(path: Path) -> bytes:

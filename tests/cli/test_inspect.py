@@ -129,6 +129,8 @@ def test_several_files_are_told_apart(sdxl: Sdxl) -> None:
     ("name", "code", "word"),
     [
         ("none.safetensors", 4, "no such model file"),
+        ("none.png", 1, "error: none.png: no such file; did you mean torn.png?\nhint: looked in "),
+        ("gone/none.jpg", 1, "error: gone/none.jpg: no such file, for there is no folder gone\n"),
         ("empty.safetensors", 4, "empty"),
         ("folder", 4, "is a folder"),
         ("pipe", 4, "not a regular file"),
