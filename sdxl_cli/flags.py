@@ -19,6 +19,7 @@ from sdxl_cli.completion import (
     complete_sampler,
     complete_schedule,
 )
+from sdxl_cli.console import Console, plain_warnings
 from sdxl_cli.options import flag
 
 T = TypeVar("T")
@@ -58,7 +59,8 @@ def takes(flags: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]
 
     def wrap(command: Callable[[T], None]) -> Callable[..., None]:
         def called(**values: Any) -> None:
-            command(flags(**values))
+            with plain_warnings(Console(quiet=values.get("quiet", False)).warn):
+                command(flags(**values))
 
         called.__doc__ = command.__doc__
         called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

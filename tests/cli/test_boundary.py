@@ -17,6 +17,7 @@ from support_cli import Sdxl
 from sdxl_cli.boundary import run
 from sdxl_cli.console import plain_warnings
 from sdxl_core.engine import Engine
+from sdxl_core.errors import UsageError
 from sdxl_core.models.graphs import Graphed, Recording
 from sdxl_core.passes import PASSES
 
@@ -156,6 +157,22 @@ def test_who_asks_python_for_warnings_gets_them_as_they_are() -> None:
         done = subprocess.run([sys.executable, *asked, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout == out
         assert ("UserWarning" in done.stderr) == (not out)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_quiet_leaves_out_what_is_warned_of_before_a_model_is_loaded(
+    sdxl: Sdxl, monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    def warn_first(*_: object) -> None:
+        warnings.warn("the disk is slow", UserWarning, stacklevel=1)
+        raise UsageError("no")
+
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setattr("sdxl_cli.jobs.check_machine", warn_first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        result = sdxl("gen", "a cat", *(["-q"] if quiet else []))
+    assert result.err == ("" if quiet else "warning: the disk is slow\n") + "error: no\n"
 
 
 @pytest.fixture
