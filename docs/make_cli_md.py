@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from sdxl_cli.app import app
-from sdxl_cli.boundary import EXIT_CODES
+from sdxl_cli.boundary import ALL_FAILED, EXIT_CODES
 from sdxl_cli.places import ENVIRONMENT
 
 
@@ -26,6 +26,8 @@ def document() -> str:
         "## Exit codes",
         "",
         *_table(("code", "meaning"), [(str(code), meaning) for code, meaning in EXIT_CODES.items()]),
+        "",
+        ALL_FAILED,
         "",
         "## Environment",
         "",

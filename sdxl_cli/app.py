@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import sdxl_core
-from sdxl_cli.boundary import EXIT_CODES
+from sdxl_cli.boundary import ALL_FAILED, EXIT_CODES
 from sdxl_cli.commands import decode, gen, img2img, inspect, presets, pull, refine, samplers, sigmas, train
 from sdxl_cli.console import Console
 from sdxl_cli.options import flag
@@ -18,6 +18,8 @@ _EPILOG = "\n".join(
         "",
         "[bold]Exit codes[/bold]",
         *(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items()),
+        "",
+        ALL_FAILED,
     ]
 )
 

@@ -29,6 +29,7 @@ EXIT_CODES = {
     PIPE_CLOSED: "the reader of standard output went away",
     128 + signal.SIGTERM: "ended by SIGTERM",
 }
+ALL_FAILED = "Where every one of several pictures or files failed, the code is that of the first failure."
 
 
 _PLAINER = (

@@ -87,7 +87,7 @@ def draw(run: Run, flags: DrawFlags, console: Console) -> int:
     """Draw every job of a run.
 
     Returns:
-        The exit code: 0, 3 when some pictures failed or were left out, or that of the failure when all did.
+        The exit code: 0, 3 when some pictures failed or were left out, or that of the first failure when all did.
 
     Raises:
         SdxlError: the model cannot be loaded, memory ran out, or the output cannot be written.

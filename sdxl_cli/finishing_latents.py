@@ -71,7 +71,7 @@ def finish_latents(flags: DecodeFlags, console: Console) -> int:
     """Make every picture.
 
     Returns:
-        The exit code: 0, or 3 when some latents failed.
+        The exit code: 0, 3 when some latents failed, or that of the first failure when all did.
 
     Raises:
         SdxlError: the only latent failed, or none can be made as the command line asks.

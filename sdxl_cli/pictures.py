@@ -105,7 +105,7 @@ class Pictures:
         """What is made of every file; one that it cannot be made of is said, and left out from now on.
 
         Raises:
-            SdxlError: it cannot be made of the last one that is left.
+            SdxlError: it cannot be made of the last one that is left; its exit code is that of the first failure.
         """
         made = []
         for path in self.paths:
@@ -113,6 +113,7 @@ class Pictures:
                 made.append(work(path))
             except SdxlError as error:
                 if len(self.paths) == 1:
+                    error.exit_code = [*self.failures, error][0].exit_code
                     raise
                 print_error(error.message, error.hint)
                 self.failures.append(error)

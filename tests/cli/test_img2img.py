@@ -239,10 +239,10 @@ def test_a_picture_that_cannot_be_used_does_not_stop_the_others(img2img: Sdxl) -
     assert (shown.code, shown.err.count("error:")) == (3, 3)
 
 
-def test_where_no_picture_can_be_used_the_last_reason_is_the_exit_code(img2img: Sdxl) -> None:
+def test_where_no_picture_can_be_used_the_first_reason_is_the_exit_code(img2img: Sdxl) -> None:
     picture("plain.png")
     result = img2img("gone.png", "plain.png", "-o", "out")
-    assert (result.code, result.out, result.err.count("error:")) == (2, "", 2)
+    assert (result.code, result.out, result.err.count("error:")) == (1, "", 2)
     assert not Path("out").exists()
 
 

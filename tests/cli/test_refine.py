@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,23 @@ def test_a_file_that_cannot_be_refined_does_not_stop_the_others(refine: Sdxl, sd
     assert (latents.code, len(latents.paths)) == (3, 1)
     unnamed = sdxl("refine", *argv, "--dry-run")  # whose refiner the others' records tell
     assert (unnamed.code, unnamed.err.count("error: gone.png")) == (3, 1)
+
+
+def test_where_all_files_fail_the_code_is_that_of_the_first(refine: Sdxl, sdxl: Sdxl) -> None:
+    Image.new("RGB", (64, 64), "red").save("plain.png")
+    Path("text.safetensors").write_text("no latent")
+    codes = {"gone.png": 1, "plain.png": 2, "text.safetensors": 4}
+    for files in permutations(codes):
+        result = refine(*files)
+        assert (result.code, result.out, result.err.count("error:")) == (codes[files[0]], "", 3)
+    for files in ("text.safetensors", "gone.png"), ("gone.png", "text.safetensors"):
+        assert sdxl("inspect", *files).code == codes[files[0]]
+        assert sdxl("img2img", *files, "--prompt", "x", "--preset", "micro").code == codes[files[0]]
+    write_latent(Path("nan.safetensors"), (4, 8, 8), float("nan"))
+    assert [sdxl("decode", *files).code for files in (("nan.safetensors", "gone"), ("gone", "nan.safetensors"))] == [
+        1,
+        4,
+    ]
 
 
 def test_words_of_ones_own_replace_the_record(refine: Sdxl, drawn: Path) -> None:
