@@ -62,7 +62,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
     previous = {number: signal.signal(number, _stop) for number in _SIGNALS if main}
     try:
-        with plain_warnings(Console().warn):
+        with plain_warnings(Console().warn), _no_signal_lost():
             code = _guarded(args, debug)
         return _flush() or code
     finally:
@@ -75,6 +75,32 @@ def _open_closed_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process lives)
+
+
+@contextmanager
+def _no_signal_lost() -> Iterator[None]:
+    """Send a signal again that came where Python drops what is raised: in a finaliser, as imports have many.
+
+    A thread sends it, some time later: raised in here it would be dropped too.
+    """
+    before = sys.unraisablehook
+
+    def again(dropped: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(dropped.exc_value, Stopped):
+            before(dropped)
+            return
+        number = dropped.exc_value.code - 128
+        for each in _SIGNALS:
+            signal.signal(each, _stop)
+        sender = threading.Timer(0.01, os.kill, (os.getpid(), number))
+        sender.daemon = True
+        sender.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

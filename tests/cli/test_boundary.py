@@ -78,6 +78,21 @@ def test_a_signal_ends_the_run_with_its_code(
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_in_a_finaliser_is_not_lost(sdxl: Sdxl, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Finalised:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.001)  # for the handler
+
+    def wait() -> None:
+        Finalised()
+        time.sleep(5)
+
+    monkeypatch.setattr("sdxl_core.presets.list_presets", wait)
+    result = sdxl("presets", "list")
+    assert (result.code, result.err) == (130, "error: interrupted\n")
+
+
 def test_a_second_ctrl_c_does_not_wait() -> None:
     stubborn = """
 import os, signal, sys, time
