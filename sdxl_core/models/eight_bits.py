@@ -57,31 +57,23 @@ class EightBitLinear(nn.Module):
 
 
 class EightBitGEGLU(nn.Module):
-    """GEGLU from eight bits to eight bits.
-
-    Every feature has a scale of its own, which is part of the weight that makes it and of the one that reads it.
+    """GEGLU from eight bits to eight bits, each feature by a scale of its own, which is part of the weight.
 
     Args:
         plain: the layer.
-        norm: what comes before it.
+        powers: (n,) by which the features are larger than the plain layer's.
         scale: what its input is to be multiplied by.
         kernels: that compute.
-
-    Attributes:
-        scales: (n,) what the features that it gives are to be multiplied by.
     """
 
-    def __init__(self, plain: FusedGEGLU, norm: nn.LayerNorm, scale: float, kernels: Kernels) -> None:
+    def __init__(self, plain: FusedGEGLU, powers: Tensor, scale: float, kernels: Kernels) -> None:
         super().__init__()
-        weight, bias = plain.plain_weight(), plain.proj.bias.detach()
-        powers = fp8.gate_powers(weight, bias, norm.weight.detach(), norm.bias.detach())
-        self._gated, self.scales = kernels.gated, 1 / powers
-        (value, gate), (b, c) = weight.float().chunk(2), bias.float().chunk(2)
+        (value, gate), (b, c) = (y.float().chunk(2) for y in (plain.plain_weight(), plain.proj.bias.detach()))
         value = value * powers[:, None]
         parts = [(part, fp8.weight_power(part)) for part in (value, gate)]
         self.values = nn.Buffer(kernels.arrange(torch.cat([fp8.quantised(*part) for part in parts])))
         self.bias = nn.Buffer(torch.cat([b * powers, c]))
-        self._value_scale, self._gate_scale = (scale / power for _, power in parts)
+        self._gated, (self._value_scale, self._gate_scale) = kernels.gated, (scale / power for _, power in parts)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Map (m, k) to (m, n)."""
@@ -112,15 +104,16 @@ class EightBitBlock(FusedTransformerBlock):
         assert isinstance(itself, FusedSelfAttention)
         assert isinstance(gate, FusedGEGLU)
         assert isinstance(second, nn.Linear)
-        dtype = second.weight.dtype
-        norms = [EightBitNorm(norm, kernels) for norm in (fused.norm1, fused.norm2, fused.norm3)]
-        of_itself, of_words, of_gate = (norm.scale for norm in norms)
-        itself.to_qkv = EightBitLinear(itself.to_qkv.weight.detach(), of_itself, kernels, dtype)  # type: ignore[assignment]
-        self.attn2.to_q = EightBitLinear(self.attn2.to_q.weight.detach(), of_words, kernels, dtype)  # type: ignore[assignment]
-        geglu = EightBitGEGLU(gate, fused.norm3, of_gate, kernels)
-        weight = second.weight.detach().float() * geglu.scales
-        self.ff.net[0], self.ff.net[2] = geglu, EightBitLinear(weight, 1.0, kernels, dtype)
-        self.norm1, self.norm2, self.norm3 = norms  # type: ignore[assignment]
+        to_qkv, to_q, weight = (layer.weight.detach() for layer in (itself.to_qkv, self.attn2.to_q, second))
+        dtype, norms = weight.dtype, (fused.norm1, fused.norm2, fused.norm3)
+        before = norms[2].weight.detach(), norms[2].bias.detach()
+        powers = fp8.gate_powers(gate.plain_weight(), gate.proj.bias.detach(), *before)
+        first, again, last = (EightBitNorm(norm, kernels) for norm in norms)
+        itself.to_qkv = EightBitLinear(to_qkv, first.scale, kernels, dtype)  # type: ignore[assignment]
+        self.attn2.to_q = EightBitLinear(to_q, again.scale, kernels, dtype)  # type: ignore[assignment]
+        self.ff.net[0] = EightBitGEGLU(gate, powers, last.scale, kernels)
+        self.ff.net[2] = EightBitLinear(weight.float() / powers, 1.0, kernels, dtype)
+        self.norm1, self.norm2, self.norm3 = first, again, last  # type: ignore[assignment]
 
     def _self_parts(self, rows: Tensor, late: Tensor | None, shape: torch.Size) -> tuple[Tensor, ...]:
         rows, normed = self.norm1(rows, late, self.owed[0])
