@@ -7,7 +7,8 @@ than the L2 cache holds. Errors are relative distances from float32 on the same 
 residual is added. Of a gated layer (GEGLU), cuBLAS means that product and one kernel more for bias and gate, in eight
 bits ours writes eight bits too; a residual is added by cuBLAS in place, in eight bits it is left to what follows. Every
 matrix of eight bits has one scale, and the rounding of the input is no part of the time. Behind ours stands the tiling:
-rows x columns x depth, warps, stages, t for tiles by the copy engine and l for lasting programs.
+rows x columns x depth, warps, stages, t for tiles by the copy engine, l for each lasting program of a
+multiprocessor.
 """
 
 import argparse
@@ -79,8 +80,10 @@ def candidates() -> Iterator[Kernel]:
         deep = 128 if eight_bits else 64
         cuts = [(128, 128, 8, 3), (128, 128, 8, 4), (128, 64, 4, 3), (256, 64, 8, 4)]
         tilings = [Tiling(rows, columns, deep, *how, described=True) for rows, columns, *how in cuts]
-        tilings += [Tiling(128, 128, deep, 8, stages, described=True, lasting=True) for stages in (3, 4)]
-        tilings.append(Tiling(128, 128, 2 * deep, 8, 2, described=True, lasting=True))
+        tilings += [Tiling(128, 128, deep, 8, stages, described=True, lasting=1) for stages in (3, 4)]
+        tilings.append(Tiling(128, 128, 2 * deep, 8, 2, described=True, lasting=1))
+        # While one program makes gates another multiplies.
+        tilings += [Tiling(128, 64, deep, 4, stages, described=True, lasting=many) for many, stages in ((2, 3), (3, 2))]
         yield from (Kernel(eight_bits, tiling) for tiling in tilings)
 
 

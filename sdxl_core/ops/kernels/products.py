@@ -28,8 +28,8 @@ class Tiling:
         warps: of a program.
         stages: loads that are under way while one is computed with.
         described: move tiles by the copy engine (Hopper and later), which takes pitches that are multiples of 16 bytes.
-        lasting: as many programs as the GPU has multiprocessors, each with many tiles, the next one's loads under way
-            while one is written; otherwise a program for each tile.
+        lasting: so many programs for each multiprocessor of the GPU, each with many tiles, the next one's loads under
+            way while one is written; 0 for a program for each tile.
     """
 
     rows: int
@@ -38,13 +38,13 @@ class Tiling:
     warps: int
     stages: int
     described: bool = False
-    lasting: bool = False
+    lasting: int = 0
 
 
 _HOPPER: Mapping[bool, Tiling] = MappingProxyType(
     {
-        False: Tiling(128, 128, 64, 8, 3, described=True, lasting=True),
-        True: Tiling(128, 128, 128, 8, 3, described=True, lasting=True),
+        False: Tiling(128, 128, 64, 8, 3, described=True, lasting=1),
+        True: Tiling(128, 128, 128, 8, 3, described=True, lasting=1),
     }
 )
 """By whether the numbers have eight bits: what was fastest on an H100 at all of SDXL's sizes."""
@@ -111,7 +111,7 @@ def _launch(
     how = tiling or tiling_for(x, n)
     programs = triton.cdiv(m, how.rows) * triton.cdiv(n, how.columns)
     if how.lasting:
-        programs = min(programs, _multiprocessors(x.device))
+        programs = min(programs, how.lasting * _multiprocessors(x.device))
     tiles = (x, how.rows, how.depth), (weight, 2 * how.columns, how.depth), (out, how.rows, how.columns)
     with torch.cuda.device_of(x):
         _product[(programs,)](
@@ -122,7 +122,7 @@ def _launch(
             DEPTH=how.depth,
             SCALED=scales is not None,
             DESCRIBED=how.described,
-            LASTING=how.lasting,
+            LASTING=how.lasting > 0,
             EVEN=how.described or k % how.depth == 0,
             num_warps=how.warps,
             num_stages=how.stages,

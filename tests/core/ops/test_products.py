@@ -66,9 +66,9 @@ def tilings() -> list[Any]:
     from sdxl_core.ops.kernels.products import Tiling
 
     rows, depth = (16, 32) if INTERPRETED else (64, 64)
-    others = [Tiling(rows, 32, depth, 4, 2, lasting=True)]
+    others = [Tiling(rows, 32, depth, 4, 2, lasting=2)]
     if INTERPRETED or torch.cuda.get_device_capability()[0] == 9:
-        others += [Tiling(rows, 32, depth, 4, 2, described=True, lasting=lasting) for lasting in (False, True)]
+        others += [Tiling(rows, 32, depth, 4, 2, described=True, lasting=lasting) for lasting in (0, 1)]
     return [None, *others]
 
 
