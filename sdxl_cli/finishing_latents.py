@@ -1,6 +1,7 @@
 """Saved latents to picture files: finds the autoencoder that made each, loads it once, and writes."""
 
 import hashlib
+import os
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,7 +25,7 @@ from sdxl_core.config import Decoding, ModelConfig
 from sdxl_core.errors import PresetError, SdxlError, UsageError
 from sdxl_core.latent_files import SavedLatent, check_latent, read_latent
 from sdxl_core.naming import FORMATS, NameFields, Names, resolve_destination
-from sdxl_core.output import write_whole
+from sdxl_core.output import NameTakenError, prepare_directory, write_whole
 from sdxl_core.presets import load_preset, parts_owner
 from sdxl_core.records import Record, Weights, encode_picture
 
@@ -80,6 +81,8 @@ def finish_latents(flags: DecodeFlags, console: Console) -> int:
     names, named = _names(flags), _named(flags)
     failed: list[SdxlError] = []
     with open_view(console) as view:
+        if names is not None:
+            prepare_directory(names.destination.directory)
         if asks_of_machine(flags.device, flags.dtype):
             resolve_machine(flags.device, full_dtype(flags.dtype))
         finisher = _Finisher(flags, console, view, names, named)
@@ -141,6 +144,7 @@ class _Finisher:
     view: View
     names: Names | None
     named: _Named
+    folders: set[Path] = field(default_factory=set)
     when: datetime = field(default_factory=datetime.now)
     loaded: "tuple[_Source, AutoencoderKL] | None" = None
 
@@ -194,7 +198,13 @@ class _Finisher:
         if self.names is None:
             format = str(self.flags.format or "png")
             stem = latent.path.name.removesuffix(LATENT_SUFFIX).removesuffix(".safetensors")
-            return latent.path.with_name(stem + FORMATS[format][0]), format
+            path = latent.path.with_name(stem + FORMATS[format][0])
+            if os.path.lexists(path) and not self.flags.overwrite:
+                raise NameTakenError(path)
+            if path.parent not in self.folders:
+                prepare_directory(path.parent)
+                self.folders.add(path.parent)
+            return path, format
         plan = None if latent.record is None else latent.record.plan
         height, width = latent.values.shape[1:]
         fields = NameFields(

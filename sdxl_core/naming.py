@@ -240,7 +240,7 @@ class Names:
                 hint="give a directory, or a template such as '{index:03d}.png'",
             )
         if not self._free(path):
-            raise NameTakenError(f"{path} exists already", hint="give another name, or --overwrite")
+            raise NameTakenError(path)
 
     def next(self, fields: NameFields) -> Path:
         """A path that no file has and that was not handed out before."""

@@ -19,6 +19,9 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, er
 class NameTakenError(OutputError):
     """Another file has this name already."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} exists already", hint="give another name, or --overwrite")
+
 
 def prepare_directory(directory: Path) -> None:
     """Make `directory`, prove that it can be written to, and clear temporary files of runs that died.
@@ -65,7 +68,7 @@ def whole_file(path: Path, *, overwrite: bool = False, within: Path | None = Non
             yield file
         publish(temporary, path, overwrite=overwrite)
     except FileExistsError:
-        raise NameTakenError(f"{path} exists already", hint="give another name, or --overwrite") from None
+        raise NameTakenError(path) from None
     except OSError as e:
         raise OutputError(f"cannot write {path}: {e.strerror or e}") from None
     finally:

@@ -182,6 +182,23 @@ def test_one_bad_latent_does_not_stop_the_others(sdxl: Sdxl, latent: Path, prese
     assert "none.safetensors: no such file" in result.err
 
 
+def test_where_nothing_can_be_written_no_model_is_loaded_for_it(
+    sdxl: Sdxl, picture: Path, latent: Path, preset: list[object]
+) -> None:
+    Path("file").touch()
+    with latent.open() as file:
+        unwritable = f"/proc/self/fd/{file.fileno()}"  # not even for root
+        for argv, words in (
+            ([latent], "cat.png exists already"),
+            ([latent, "-o", picture], "cat.png exists already"),
+            ([latent, latent, "-o", "file/below/"], "cannot write to file/below: "),
+            ([unwritable], "cannot write to /proc/self/fd: "),
+        ):
+            result = sdxl("decode", *argv, *preset)
+            refused(result, 1, words)
+            assert "loading" not in result.err
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
