@@ -20,7 +20,7 @@ from sdxl_cli.starting import importing
 from sdxl_cli.writing import Background
 from sdxl_core.batching import batches, total_calls
 from sdxl_core.canvas import Canvas
-from sdxl_core.errors import MemoryExhaustedError, NumericsError, SdxlError
+from sdxl_core.errors import MemoryExhaustedError, NumericsError, OutputError, SdxlError
 from sdxl_core.latent_files import SavedLatent, encode_latent
 from sdxl_core.naming import Names
 from sdxl_core.output import NameTakenError, prepare_directory, write_whole
@@ -263,9 +263,7 @@ class _Artist:
             self.writer.wait()
             if not self.flags.save_latents:
                 job = self._keep_latent(job, sampled, record)
-            kept = job.path.with_suffix(LATENT_SUFFIX)
-            error.message += f"; its latent is kept in {kept}"
-            error.hint = f"{error.hint}; 'sdxl decode {kept}' makes the picture of it"
+            _tell_of_latent(error, job)
             raise
 
     def _keep_latent(self, job: Job, sampled: "_Sampled", record: Callable[[], Record]) -> Job:
@@ -299,10 +297,13 @@ class _Artist:
             try:
                 write_whole(job.path, data, overwrite=self.flags.overwrite, within=names.destination.directory)
                 return _Written(job, job.path, data, calls, seconds + time.monotonic() - began)
-            except NameTakenError:
-                if self.flags.save_latents or not _counts(names):
-                    raise
-                job = replace(job, path=names.next(job.fields))
+            except OutputError as error:
+                if self.flags.save_latents:
+                    _tell_of_latent(error, job)
+                elif isinstance(error, NameTakenError) and _counts(names):
+                    job = replace(job, path=names.next(job.fields))
+                    continue
+                raise
 
     def _rename_if_taken(self, job: Job) -> Job:
         taken = any(path.exists() for path in (job.path, job.path.with_suffix(LATENT_SUFFIX)))
@@ -328,6 +329,14 @@ class _Artist:
         number = self.run.jobs.index(job) + 1
         with self.view.hidden():
             print_error(describe_failure(job, number, self.tally.total, error), error.hint)
+
+
+def _tell_of_latent(error: SdxlError, job: Job) -> None:
+    """Add to an error where the latent lies of a picture that could not be made or written."""
+    kept = job.path.with_suffix(LATENT_SUFFIX)
+    error.message += f"; its latent is kept in {kept}"
+    again = f"'sdxl decode {kept}' makes the picture of it"
+    error.hint = f"{error.hint}; {again}" if error.hint else again
 
 
 def _counts(names: Names) -> bool:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from support_cli import Result, Sdxl
+from support_files import room_for
 
 from sdxl_core.picture_files import read_record
 
@@ -174,6 +175,19 @@ def test_a_failing_decode_keeps_the_latent_and_says_where(
     assert sdxl("decode", "cat.latent.safetensors", *preset, "--vae", model).out == "cat.png\n"
     with Image.open(good) as one, Image.open("cat.png") as other:
         assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_a_picture_that_finds_no_room_leaves_its_latent_and_says_where(
+    gen: Sdxl, sdxl: Sdxl, preset: list[object]
+) -> None:
+    good = gen("a cat", "--seed", 7, "-o", "good.png").paths[0].read_bytes()
+    with room_for(8192):
+        result = gen("a cat", "a dog", "--seed", 7, "--save-latents")
+    refused(result, 1, "cannot write outputs/00001-7-a-cat.png: File too large; its latent is kept in ")
+    kept = "outputs/00001-7-a-cat.latent.safetensors"
+    assert f"hint: 'sdxl decode {kept}' makes the picture of it\n" in result.err
+    assert sdxl("decode", kept, *preset).code == 0
+    assert Path("outputs/00001-7-a-cat.png").read_bytes() == good
 
 
 def test_one_bad_latent_does_not_stop_the_others(sdxl: Sdxl, latent: Path, preset: list[object]) -> None:
