@@ -9,15 +9,21 @@ from types import FrameType
 # of the 190 that `sdxl presets list` takes beside torch and its like, for nothing.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
-from sdxl_cli.boundary import run
+from sdxl_cli.starting import roomy
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    code = run()
+    code = roomy(_run)
     if code == 0 and "torch" in sys.modules and _is_all(sys._getframe().f_back):
         leave()
     sys.exit(code)
+
+
+def _run() -> int:
+    from sdxl_cli.boundary import run  # here, so that its imports have room
+
+    return run()
 
 
 def _is_all(caller: FrameType | None) -> bool:

@@ -1,6 +1,7 @@
-"""What goes on while PyTorch is imported."""
+"""What goes on while modules are imported."""
 
 import gc
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdxl_cli.starting import importing
+from sdxl_cli.starting import importing, roomy
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +56,21 @@ def test_nothing_changes_where_torch_is_there(monkeypatch: pytest.MonkeyPatch) -
     with importing("cpu"):
         assert gc.isenabled()
     assert gc.get_freeze_count() == before
+
+
+def test_calls_at_any_depth_take_no_memory_of_the_system_again_and_again() -> None:
+    def nothing() -> None:
+        pass
+
+    def faults_at(depth: int) -> int:
+        """The most that 300 calls caused, at this depth of calls or a lesser one."""
+        deeper = faults_at(depth - 1) if depth else 0
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(300):
+            nothing()
+        return max(deeper, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    assert roomy(lambda: faults_at(400)) < 100
 
 
 @pytest.mark.gpu
