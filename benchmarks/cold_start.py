@@ -46,11 +46,16 @@ picture = pipe(
 picture.save(out)
 """
 
-PARTS = """
+BEGIN = """
 import sys, time
-marks = [("", float(sys.argv[1]))]
+marks = [("", float(sys.argv[2]))]
 def mark(name): marks.append((name, time.time()))
 mark("start Python")
+from sdxl_cli.starting import roomy
+roomy(lambda: exec(sys.argv[1], globals()))
+"""
+
+PARTS = """
 import sdxl_cli.__main__, sdxl_cli.app, sdxl_cli.jobs, sdxl_cli.drawing
 mark("command line: typer, presets, pydantic, numpy")
 from sdxl_cli.starting import importing
@@ -139,7 +144,7 @@ def parts_table(model: Model, runs: int) -> str:
 
 
 def _parts(script: str) -> list[tuple[float, str]]:
-    command = [sys.executable, "-c", script, repr(time.time())]
+    command = [sys.executable, "-c", BEGIN, script, repr(time.time())]
     out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     *lines, last = out.splitlines()
     ending = time.time() - float(last)
