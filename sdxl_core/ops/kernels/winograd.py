@@ -17,7 +17,7 @@ _CHANNELS = 64
 _PLACES = 8
 """Of 2x2 outputs side by side that a program makes at a time."""
 
-_PROGRAMS = 512
+_PROGRAMS = 1024
 """Strips of places are made shorter, if need be, until there are as many programs; each strip reads two lines more."""
 
 _LONGEST_STRIP, _SHORTEST_STRIP = 8, 2
@@ -59,7 +59,6 @@ def normed_sums(
             GROUPS=triton.next_power_of_2(min(groups, (_CHANNELS - 2) // per_group + 2)),
             CHUNKS=cut.chunks_compiled_for,
             num_warps=4,
-            maxnreg=128,  # so that four programs fit on a multiprocessor
         )
     return out
 
