@@ -71,10 +71,13 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Job runners may start a program with its streams closed: what it says goes nowhere then, and it works on."""
-    for name in ("stdout", "stderr"):
+    """Job runners may start a program with its streams closed: what it says goes nowhere then, and it works on.
+
+    What it reads is empty.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process lives)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as the process lives)
 
 
 @contextmanager

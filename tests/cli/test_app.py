@@ -231,3 +231,11 @@ def test_a_stream_that_is_closed_from_the_start_is_no_error(closed: str) -> None
     done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert ("micro" in done.stdout) == (">&- 2" not in closed and closed != ">&-")
+
+
+@pytest.mark.parametrize("argv", ["gen -", "gen --prompts -", "sigmas --sigmas -"])
+def test_standard_input_that_is_closed_from_the_start_is_empty(argv: str) -> None:
+    line = ["bash", "-c", f"{sys.executable} -m sdxl_cli {argv} <&-"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "standard input" in done.stderr

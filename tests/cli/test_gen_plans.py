@@ -32,7 +32,7 @@ def test_prompts_come_from_files_and_standard_input(gen: Sdxl, monkeypatch: pyte
 
 
 def test_standard_input_is_left_alone_without_a_dash(gen: Sdxl, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", None)
+    monkeypatch.setattr("sys.stdin", object())  # nothing that could be read
     assert gen("a cat", "--dry-run").code == 0
 
 
