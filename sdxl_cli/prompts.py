@@ -1,6 +1,7 @@
 """Prompts from the command line, a file or standard input."""
 
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,10 +42,11 @@ def _lines(data: bytes, name: str) -> list[str]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        guess = "utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "latin1"
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         raise UsageError(
             f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at line {line}, byte {column}",
-            hint="convert it, for example with: iconv -f latin1 -t utf-8",
+            hint=f"convert it, for example with: iconv -f {guess} -t utf-8",
         ) from None
     # Only \n, \r\n and \r end a line here: str.splitlines would also cut at \x0b, \x85 and others inside a prompt.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")

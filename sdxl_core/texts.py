@@ -44,10 +44,11 @@ def split_prompt(text: str) -> tuple[Part, ...]:
     for number, part in enumerate(parts, 1):
         if not part.text:
             raise UsageError(
-                f"part {number} of the prompt is empty", hint="AND in capitals joins prompts; write \\AND for the word"
+                f"the prompt says nothing in part {number}",
+                hint="AND in capitals joins prompts; write \\AND for the word",
             )
     if not any(part.weight > 0 for part in parts):
-        raise UsageError("no part of the prompt has a weight above 0")
+        raise UsageError("the prompt has no part with a weight above 0")
     return parts
 
 
@@ -60,7 +61,9 @@ def paired_prompts(prompt: str, prompt_2: str | None) -> tuple[tuple[str, str | 
     first = split_prompt(prompt)
     second = [None] * len(first) if prompt_2 is None else [part.text for part in split_prompt(prompt_2)]
     if len(first) != len(second):
-        raise UsageError(f"AND joins {len(first)} prompts, and {len(second)} for the second text encoder")
+        raise UsageError(
+            f"the prompt has {len(first)} of the parts that AND joins, and {len(second)} for the second text encoder"
+        )
     return tuple((part.text, other, part.weight) for part, other in zip(first, second, strict=True))
 
 

@@ -110,6 +110,11 @@ def test_an_empty_prompt(gen: Sdxl, prompts: list[str]) -> None:
     refused(gen(*prompts), 2, "the prompt is empty")
 
 
+def test_among_many_prompts_it_is_said_which_cannot_be_joined(gen: Sdxl) -> None:
+    refused(gen("a cat", "a dog AND ", "a fox"), 2, "prompt 2 of 3: the prompt says nothing in part 2")
+    refused(gen("a cat", "a :0 AND b :-1"), 2, "prompt 2 of 2: the prompt has no part with a weight above 0")
+
+
 def test_no_prompt_at_all(gen: Sdxl) -> None:
     refused(gen(), 2, "no prompt", 'sdxl gen "a cat"')
 
@@ -121,9 +126,9 @@ def test_a_prompt_that_is_no_text(gen: Sdxl) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"a cat\nna\xefve\n", ["list.txt", "byte 0xef at line 2, byte 3"]),
+        (b"a cat\nna\xefve\n", ["list.txt", "byte 0xef at line 2, byte 3", "iconv -f latin1 -t utf-8"]),
         (b"\n# only a comment\n", ["no prompt in list.txt"]),
-        (b"\xff\xfea\0", ["byte 0xff at line 1, byte 1"]),
+        (b"\xff\xfea\0", ["byte 0xff at line 1, byte 1", "iconv -f utf-16 -t utf-8"]),
     ],
 )
 def test_a_prompt_file_that_is_no_list(gen: Sdxl, content: bytes, words: list[str]) -> None:

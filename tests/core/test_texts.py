@@ -38,11 +38,11 @@ def test_only_the_word_in_capitals_joins(prompt: str, read: list[str]) -> None:
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
-        ({"prompt": "a cat AND "}, "part 2 of the prompt is empty"),
-        ({"prompt": "AND a cat"}, "part 1 of the prompt is empty"),
-        ({"prompt": "a cat AND :2 AND b"}, "part 2 of the prompt is empty"),
-        ({"prompt": "a :0 AND b :-1"}, "no part of the prompt has a weight above 0"),
-        ({"prompt": "a AND b", "prompt_2": "c"}, "AND joins 2 prompts, and 1 for the second"),
+        ({"prompt": "a cat AND "}, "the prompt says nothing in part 2"),
+        ({"prompt": "AND a cat"}, "the prompt says nothing in part 1"),
+        ({"prompt": "a cat AND :2 AND b"}, "the prompt says nothing in part 2"),
+        ({"prompt": "a :0 AND b :-1"}, "the prompt has no part with a weight above 0"),
+        ({"prompt": "a AND b", "prompt_2": "c"}, "the prompt has 2 of the parts that AND joins, and 1 for the second"),
     ],
 )
 def test_prompts_that_cannot_be_joined(prompts: dict[str, str], words: str) -> None:
