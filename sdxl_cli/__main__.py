@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import sys
 from types import FrameType
 
@@ -21,8 +22,10 @@ def main() -> None:
 
 
 def _run() -> int:
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
     from sdxl_cli.boundary import run  # here, so that its imports have room
 
+    signal.signal(signal.SIGINT, before)
     return run()
 
 

@@ -78,6 +78,22 @@ def test_a_signal_ends_the_run_with_its_code(
     assert signal.getsignal(number) is before
 
 
+def test_ctrl_c_while_the_program_itself_is_imported_says_nothing() -> None:
+    code = """
+import os, runpy, signal, sys
+
+class Impatient:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Impatient())
+runpy.run_module("sdxl_cli", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_a_signal_in_a_finaliser_is_not_lost(sdxl: Sdxl, monkeypatch: pytest.MonkeyPatch) -> None:
     class Finalised:
         def __del__(self) -> None:
