@@ -43,7 +43,7 @@ from sdxl_core.models.safe_half import carry_small
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
 from sdxl_core.models.winograd_blocks import WinogradKernels, gains_by_sums, sum_convolutions
 from sdxl_core.ops import kernels, onednn
-from sdxl_core.ops.heap import FREED
+from sdxl_core.ops.heap import FREED, keep_for_the_next_layer
 from sdxl_core.ops.layers import replace_layers
 from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
 from sdxl_core.ops.winograd import DOUBLING, WinogradConv2d, pays
@@ -284,6 +284,7 @@ def _pack(engine: Engine) -> None:
 
     replace_layers(engine.network, block)
     replace_layers(engine.network, replacement)
+    keep_for_the_next_layer()
 
 
 def network_kernels() -> NetworkKernels:

@@ -5,7 +5,13 @@ import ctypes
 from dataclasses import dataclass
 
 _TRIM_BYTES = 2**26
-"""How much the C library may keep of what was freed: a trim takes milliseconds."""
+"""How much of what weights have left the C library may keep: a trim takes milliseconds."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""What `mallopt` of glibc calls them."""
+
+_KEPT_BYTES, _LARGE_BYTES = 2**28, 2**25
+"""Of what layers leave the C library may keep so much, but of pieces larger than that nothing: it allows no more."""
 
 
 @dataclass(slots=True)
@@ -27,3 +33,14 @@ class Freed:
 
 
 FREED = Freed()
+
+
+def keep_for_the_next_layer() -> None:
+    """Have the C library keep what the layers of a network free, for this process: else it goes back and forth.
+
+    The system gives memory page by page, for longer than a layer takes to write it.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
