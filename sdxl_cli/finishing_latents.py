@@ -16,6 +16,7 @@ from sdxl_cli.machine import asks_of_machine, resolve_machine
 from sdxl_cli.options import check_machine, full_dtype
 from sdxl_cli.places import hash_cache, models_folders, pull_hint
 from sdxl_cli.reporters import View, open_view
+from sdxl_core.checkpoints.check import first_stage_prefix
 from sdxl_core.checkpoints.detect import detect
 from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.hashing import file_hash
@@ -126,7 +127,7 @@ def _named(flags: DecodeFlags) -> _Named:
     if path is None and model is not None:
         path = _file_of(model)
     if path is not None:
-        read_header(path)
+        first_stage_prefix(read_header(path))
     return _Named(model, path, given is not None)
 
 

@@ -223,6 +223,7 @@ def test_where_nothing_can_be_written_no_model_is_loaded_for_it(
         ("--model gone", 4, "gone: no such model file"),
         ("--vae gone", 4, "gone: no such model file"),
         ("--vae cut.safetensors", 4, "cut.safetensors"),
+        ("--vae cat.latent.safetensors", 4, "no VAE in the original layout"),
     ],
 )
 def test_what_no_latent_can_have_is_said_once(sdxl: Sdxl, latent: Path, flags: str, code: int, words: str) -> None:
