@@ -123,6 +123,8 @@ def _bytes(path: Path) -> bytes:
     try:
         if not path.exists():
             raise PictureError(f"{path}: no such file")
+        if path.is_dir():
+            raise PictureError(f"{path}: a folder, not a picture", hint=f"give its pictures: '{path / '*.png'}'")
         if not path.is_file():
             raise PictureError(f"{path}: not a file")
         if path.stat().st_size > MOST_BYTES:

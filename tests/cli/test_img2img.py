@@ -257,7 +257,7 @@ BAD = {
     "a prompt alone": (("a cat",), 2, "no picture was given"),
     "missing": (("gone.png", "a cat"), 1, "gone.png: no such file"),
     "no match": (("x*.png", "a cat"), 2, "no picture matches 'x*.png'"),
-    "a folder": ((".", "a cat"), 1, ".: not a file"),
+    "a folder": ((".", "a cat"), 1, ".: a folder, not a picture"),
     "text": (("notes.txt", "a cat"), 1, "notes.txt: not a picture that can be read"),
     "cut off": (("cut.png", "a cat"), 1, "cut.png: damaged or cut off"),
     "strength 0": (("photo.png", "a cat", "--strength", 0), 2, "--strength: "),

@@ -158,7 +158,7 @@ def test_what_is_no_picture_is_one_error(tmp_path: Path, kind: str) -> None:
 
 def test_no_file_no_picture(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name, says in (("missing.png", "no such file"), (".", "not a file"), ("pipe", "not a file")):
+    for name, says in (("missing.png", "no such file"), (".", "a folder, not a picture"), ("pipe", "not a file")):
         with pytest.raises(PictureError, match=says):
             read_picture(tmp_path / name)
 
