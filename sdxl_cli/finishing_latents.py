@@ -14,6 +14,7 @@ from sdxl_cli.console import Console, print_error
 from sdxl_cli.jobs import DEFAULT_PRESET, LATENT_SUFFIX, preset_for
 from sdxl_cli.machine import asks_of_machine, resolve_machine
 from sdxl_cli.options import check_machine, full_dtype
+from sdxl_cli.pictures import matching
 from sdxl_cli.places import hash_cache, models_folders, pull_hint
 from sdxl_cli.reporters import View, open_view
 from sdxl_core.checkpoints.check import first_stage_prefix
@@ -79,7 +80,8 @@ def finish_latents(flags: DecodeFlags, console: Console) -> int:
         SdxlError: the only latent failed, or none can be made as the command line asks.
     """
     check_machine(flags.device, flags.dtype, "auto")
-    names, named = _names(flags), _named(flags)
+    latents = [path for argument in flags.latents for path in matching(argument)]
+    names, named = _names(flags, len(latents)), _named(flags)
     failed: list[SdxlError] = []
     with open_view(console) as view:
         if names is not None:
@@ -87,28 +89,28 @@ def finish_latents(flags: DecodeFlags, console: Console) -> int:
         if asks_of_machine(flags.device, flags.dtype):
             resolve_machine(flags.device, full_dtype(flags.dtype))
         finisher = _Finisher(flags, console, view, names, named)
-        for file in flags.latents:
+        for latent in latents:
             try:
-                finisher.finish(Path(file))
+                finisher.finish(latent)
             except SdxlError as error:
-                if len(flags.latents) == 1:
+                if len(latents) == 1:
                     raise
                 failed.append(error)
                 with view.hidden():
                     print_error(error.message, error.hint)
     if not failed:
         return 0
-    return SOME_FAILED if len(failed) < len(flags.latents) else failed[0].exit_code
+    return SOME_FAILED if len(failed) < len(latents) else failed[0].exit_code
 
 
-def _names(flags: DecodeFlags) -> Names | None:
+def _names(flags: DecodeFlags, latents: int) -> Names | None:
     """Names by --output; without, each picture lies beside its latent."""
     if flags.output is None:
         return None
     names = Names(resolve_destination(flags.output, flags.format), flags.overwrite)
-    if not names.destination.template.has_fields and len(flags.latents) > 1:
+    if not names.destination.template.has_fields and latents > 1:
         raise UsageError(
-            f"{flags.output} is one file, and there are {len(flags.latents)} latents",
+            f"{flags.output} is one file, and there are {latents} latents",
             hint="give a directory, or a template such as '{index:03d}.png'",
         )
     return names

@@ -212,7 +212,7 @@ def gather_pictures(flags: Img2ImgFlags) -> Pictures:
         prompts = (arguments.pop(),)
     if not arguments:
         raise UsageError("no picture was given", hint='give it before the prompt: sdxl img2img photo.png "a cat"')
-    return Pictures(tuple(path for argument in arguments for path in _matches(argument)), prompts, flags)
+    return Pictures(tuple(path for argument in arguments for path in matching(argument)), prompts, flags)
 
 
 def gather_files(flags: RefineFlags) -> Pictures:
@@ -223,7 +223,7 @@ def gather_files(flags: RefineFlags) -> Pictures:
     """
     if not flags.arguments:
         raise UsageError("no picture and no latent was given", hint="sdxl refine outputs/00001-7-a-cat.png")
-    paths = tuple(path for argument in flags.arguments for path in _matches(argument))
+    paths = tuple(path for argument in flags.arguments for path in matching(argument))
     return Pictures(paths, tuple(flags.prompts or ()), flags, REFINE_STRENGTH)
 
 
@@ -337,12 +337,17 @@ def _names_pictures(argument: str) -> bool:
     return bool(Path(argument).is_file() or _found(argument) or _PICTURE_NAME.fullmatch(argument))
 
 
-def _matches(argument: str) -> list[Path]:
+def matching(argument: str) -> list[Path]:
+    """The files that an argument means: one by its name, or all that a pattern matches.
+
+    Raises:
+        UsageError: a pattern that nothing matches.
+    """
     if Path(argument).exists() or not glob.has_magic(argument):
         return [Path(argument)]
     found = _found(argument)
     if not found:
-        raise UsageError(f"no picture matches {argument!r}")
+        raise UsageError(f"no file matches {argument!r}")
     return found
 
 

@@ -82,7 +82,8 @@ def test_without_output_it_lies_beside_its_latent(sdxl: Sdxl, picture: Path, pre
 def test_many_latents_load_the_model_once(gen: Sdxl, sdxl: Sdxl, preset: list[object]) -> None:
     paths = gen("a cat", "--seed", 7, "-n", 3, "--save-latents").paths
     latents = [path.with_suffix(SUFFIX) for path in paths]
-    result = sdxl("decode", *latents, *preset, "-o", "again/{seed}.png", "--json")
+    pattern = latents[0].with_name("*.latent.safetensors")  # in quotes, as shells leave it
+    result = sdxl("decode", pattern, *preset, "-o", "again/{seed}.png", "--json")
     facts = [json.loads(line) for line in result.out.splitlines()]
     assert [(fact["seed"], fact["path"]) for fact in facts] == [(s, f"again/{s}.png") for s in (7, 8, 9)]
     for fact, path in zip(facts, paths, strict=True):
@@ -216,6 +217,7 @@ def test_where_nothing_can_be_written_no_model_is_loaded_for_it(
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
+        ("none*.safetensors", 2, "no file matches 'none*.safetensors'"),
         ("--dtype fp16", 2, "float16 cannot be used on the CPU"),
         ("--device cuda:99", 2, "device 'cuda:99' "),
         ("--preset tiny-bass", 2, "no preset is named 'tiny-bass'"),

@@ -256,7 +256,7 @@ BAD = {
     "nothing at all": ((), 2, "no picture was given"),
     "a prompt alone": (("a cat",), 2, "no picture was given"),
     "missing": (("gone.png", "a cat"), 1, "gone.png: no such file"),
-    "no match": (("x*.png", "a cat"), 2, "no picture matches 'x*.png'"),
+    "no match": (("x*.png", "a cat"), 2, "no file matches 'x*.png'"),
     "a folder": ((".", "a cat"), 1, ".: a folder, not a picture"),
     "text": (("notes.txt", "a cat"), 1, "notes.txt: not a picture that can be read"),
     "cut off": (("cut.png", "a cat"), 1, "cut.png: damaged or cut off"),
