@@ -280,6 +280,8 @@ def _pack(engine: Engine) -> None:
                 return PackedConv2d(layer)
             case nn.GroupNorm():
                 return SmallMapNorm(layer)
+            case nn.LayerNorm():
+                return layer.float()  # the same bits in less time: of a 16-bit weight the kernel widens each value
         return None
 
     replace_layers(engine.network, block)

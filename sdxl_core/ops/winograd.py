@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdxl_core.ops.heap import FREED
@@ -109,24 +108,35 @@ DOUBLING = Scheme(
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
-    """Which rows of a matrix to add up.
+class Terms:
+    """What sums are of.
 
     Args:
-        rows: (sums, terms), int32.
+        rows: (sums, terms) of a matrix, int32.
         factors: (sums, terms), how often each counts.
     """
 
     rows: Tensor
     factors: Tensor
 
-    def of(self, sums: slice) -> "Lookup":
-        """Some of the sums."""
-        return Lookup(self.rows[sums], self.factors[sums])
+
+class Lookup:
+    """Sums of rows of a matrix.
+
+    Args:
+        terms: of each.
+        dtype: of the matrix.
+    """
+
+    def __init__(self, terms: Terms, dtype: torch.dtype) -> None:
+        self.rows, self.factors = terms.rows.flatten(), terms.factors.flatten().to(dtype)
+        self.count, each = terms.rows.shape
+        self._starts = torch.arange(0, self.count * each, each, dtype=torch.int32)
 
     def sums(self, matrix: Tensor) -> Tensor:
         """Map (rows, c) to (sums, c), in float32 until it is rounded once."""
-        return F.embedding_bag(self.rows, matrix, mode="sum", per_sample_weights=self.factors)
+        # What `F.embedding_bag` comes to, which counts the starts at each call.
+        return torch.embedding_bag(matrix, self.rows, self._starts, per_sample_weights=self.factors)[0]
 
 
 class WinogradConv2d(nn.Module):
@@ -155,60 +165,64 @@ class WinogradConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         b, channels, height, width = x.shape
-        inputs = _inputs(self.scheme, b, height, width, x.dtype)
-        seen = x.permute(0, 2, 3, 1).reshape(-1, channels)
         down, across = (-(-size // self.scheme.step) for size in (height, width))
-        lines = max(1, MOST_BYTES // (len(inputs) * across * self.channels * x.itemsize))
-        parts = (slice(first, first + lines * across) for first in range(0, b * down * across, lines * across))
-        bands = [self._band(seen, [lookup.of(part) for lookup in inputs], across) for part in parts]
+        lines = max(1, MOST_BYTES // (len(self.products) * across * self.channels * x.itemsize))
+        seen = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        bands = [self._band(seen, *band) for band in _bands(self.scheme, b, height, width, lines, x.dtype)]
         out = bands[0] if len(bands) == 1 else torch.cat(bands)
         times = 2 // self.scheme.step
         out = out.view(b, 2 * down, 2 * across, self.channels)[:, : times * height, : times * width]
         return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
-    def _band(self, seen: Tensor, inputs: list[Lookup], across: int) -> Tensor:
-        """The outputs (pixels, c_out) of some lines of places, in order, by each product's inputs of these places."""
-        places = len(inputs[0].rows)
-        products = seen.new_empty(len(inputs), places, self.channels)
-        for i, (product, lookup) in enumerate(zip(self.products, inputs, strict=True)):
-            products[i] = product(lookup.sums(seen))
-        return _outputs(self.scheme, places // across, across, seen.dtype).sums(products.flatten(0, 1))
+    def _band(self, seen: Tensor, inputs: list[Lookup], outputs: Lookup) -> Tensor:
+        """The outputs (pixels, c_out) of some lines of places, in order."""
+        products = seen.new_empty(len(inputs), inputs[0].count, self.channels)
+        for made, product, lookup in zip(products, self.products, inputs, strict=True):
+            made.copy_(product(lookup.sums(seen)))
+        return outputs.sums(products.flatten(0, 1))
 
 
 @lru_cache(maxsize=16)  # a network has some sizes of maps, at each of which many layers want the same
-def _inputs(scheme: Scheme, b: int, height: int, width: int, dtype: torch.dtype) -> list[Lookup]:
-    """Each product's inputs at all places, among the pixels of maps (b, h, w)."""
+def _bands(
+    scheme: Scheme, b: int, height: int, width: int, lines: int, dtype: torch.dtype
+) -> list[tuple[list[Lookup], Lookup]]:
+    """Of so many lines of places at a time each product's inputs and each output's products.
+
+    Inputs are among the pixels of maps (b, h, w), products among those of the band, all places of one first.
+    """
+    down, across = (-(-size // scheme.step) for size in (height, width))
     maps = torch.arange(b, dtype=torch.int32) * (height * width)
-    lines, columns = _line_inputs(scheme, height, apart=width), _line_inputs(scheme, width, apart=1)
-    return [_crossed(maps, line, column, dtype) for line in lines for column in columns]
+    ways = _line_inputs(scheme, height, apart=width), _line_inputs(scheme, width, apart=1)
+    inputs = [_crossed(maps, line, column) for line in ways[0] for column in ways[1]]
+    bands = []
+    for first in range(0, b * down, lines):
+        part = slice(first * across, (first + lines) * across)
+        places = len(inputs[0].rows[part])
+        line = _line_outputs(scheme, places // across, products_apart=len(ways[1]) * places, places_apart=across)
+        column = _line_outputs(scheme, across, products_apart=places, places_apart=1)
+        outputs = Lookup(_crossed(torch.zeros(1, dtype=torch.int32), line, column), dtype)
+        bands.append(([Lookup(Terms(terms.rows[part], terms.factors[part]), dtype) for terms in inputs], outputs))
+    return bands
 
 
-@lru_cache(maxsize=16)
-def _outputs(scheme: Scheme, down: int, across: int, dtype: torch.dtype) -> Lookup:
-    """The products of each of 2 x 2 outputs a place, among those of all places."""
-    line = _line_outputs(scheme, down, products_apart=len(scheme.inputs) * down * across, places_apart=across)
-    column = _line_outputs(scheme, across, products_apart=down * across, places_apart=1)
-    return _crossed(torch.zeros(1, dtype=torch.int32), line, column, dtype)
-
-
-def _line_inputs(scheme: Scheme, size: int, *, apart: int) -> list[Lookup]:
+def _line_inputs(scheme: Scheme, size: int, *, apart: int) -> list[Terms]:
     places = torch.arange(0, size, scheme.step, dtype=torch.int32)[:, None] - 1
     found = []
     for terms in torch.tensor(scheme.inputs, dtype=torch.int32):
         seen = places + terms[:, 0]
         inside = (seen >= 0) * (seen < size)  # others count zero times
-        found.append(Lookup(seen.clamp(0, size - 1) * apart, terms[:, 1] * inside))
+        found.append(Terms(seen.clamp(0, size - 1) * apart, terms[:, 1] * inside))
     return found
 
 
-def _line_outputs(scheme: Scheme, places: int, *, products_apart: int, places_apart: int) -> Lookup:
+def _line_outputs(scheme: Scheme, places: int, *, products_apart: int, places_apart: int) -> Terms:
     outputs = torch.arange(2 * places, dtype=torch.int32)
     terms = torch.tensor(scheme.outputs, dtype=torch.int32)[outputs % 2]
-    return Lookup(terms[..., 0] * products_apart + outputs[:, None] // 2 * places_apart, terms[..., 1])
+    return Terms(terms[..., 0] * products_apart + outputs[:, None] // 2 * places_apart, terms[..., 1])
 
 
-def _crossed(maps: Tensor, lines: Lookup, columns: Lookup, dtype: torch.dtype) -> Lookup:
+def _crossed(maps: Tensor, lines: Terms, columns: Terms) -> Terms:
     """In maps that start at these rows: every line with every column, and every term with every term."""
     rows = maps[:, None, None, None, None] + lines.rows[:, None, :, None] + columns.rows[:, None]
     factors = (lines.factors[:, None, :, None] * columns.factors[:, None]).expand_as(rows)
-    return Lookup(rows.flatten(3).flatten(0, 2), factors.flatten(3).flatten(0, 2).to(dtype))
+    return Terms(rows.flatten(3).flatten(0, 2), factors.flatten(3).flatten(0, 2))
