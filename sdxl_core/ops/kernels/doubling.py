@@ -45,7 +45,7 @@ def doubling_sums(x: Tensor) -> Tensor:
     b, c, height, width = x.shape
     pixels = b * height * width
     out = torch.empty(9, pixels, c, dtype=x.dtype, device=x.device)
-    grid = triton.cdiv(c, _LINE), triton.cdiv(pixels, _PLACES)
+    grid = (triton.cdiv(c, _LINE) * triton.cdiv(pixels, _PLACES),)  # other axes end at 65535 programs
     with torch.cuda.device_of(x):
         _doubling_sums[grid](x, out, pixels, height, width, c, ROWS=_PLACES, COLUMNS=_LINE, num_warps=4)
     return out
@@ -65,7 +65,7 @@ def doubled(products: Tensor, like: Tensor, bias: Tensor) -> Tensor:
     (b, _, height, width), (_, pixels, c) = like.shape, products.shape
     size = b, c, 2 * height, 2 * width
     out = torch.empty(size, dtype=products.dtype, device=products.device, memory_format=torch.channels_last)
-    grid = triton.cdiv(c, _LINE), triton.cdiv(pixels, _PLACES)
+    grid = (triton.cdiv(c, _LINE) * triton.cdiv(pixels, _PLACES),)  # other axes end at 65535 programs
     with torch.cuda.device_of(products):
         _doubled[grid](products, bias, out, pixels, width, c, ROWS=_PLACES, COLUMNS=_LINE, num_warps=4)
     return out
@@ -104,8 +104,9 @@ def _line_sums(x, at, y, column, height, width, c, inside):
 
 @triton.jit(do_not_specialize=("pixels", "height", "width"))
 def _doubling_sums(x, out, pixels, height, width, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    pixel = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    blocks = tl.cdiv(c, COLUMNS)
+    channel = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    pixel = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     inside = (pixel < pixels)[:, None] & (channel < c)[None, :]
     column, y = pixel % width, pixel // width % height
     at = pixel.to(tl.int64)[:, None] * c + channel[None, :]
@@ -136,8 +137,9 @@ def _even_and_odd(products, at, plane, inside):
 
 @triton.jit(do_not_specialize=("pixels", "width"))
 def _doubled(products, bias, out, pixels, width, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    pixel = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    blocks = tl.cdiv(c, COLUMNS)
+    channel = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    pixel = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
     inside = (pixel < pixels)[:, None] & (channel < c)[None, :]
     at = pixel.to(tl.int64)[:, None] * c + channel[None, :]
     plane = pixels.to(tl.int64) * c

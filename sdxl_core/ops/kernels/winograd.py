@@ -80,7 +80,7 @@ def outputs(products: Tensor, like: Tensor, added: Tensor | None = None, bias: T
     out = torch.empty(size, dtype=products.dtype, device=products.device, memory_format=torch.channels_last)
     if added is not None:
         added = added.contiguous(memory_format=torch.channels_last)
-    grid = triton.cdiv(c, _CHANNELS), triton.cdiv(places, _PLACES)
+    grid = (triton.cdiv(c, _CHANNELS) * triton.cdiv(places, _PLACES),)  # other axes end at 65535 programs
     with torch.cuda.device_of(products):
         _outputs[grid](
             *(products, added, bias, out, height, width, c, places),
@@ -95,14 +95,15 @@ def outputs(products: Tensor, like: Tensor, added: Tensor | None = None, bias: T
 
 @triton.jit
 def _cell(x, y, column, channel, inside, height, width, c):
-    """One line of the map at some columns, (places, channels)."""
+    """One line of the map, which begins at x, at some columns, (places, channels)."""
     seen = ((column >= 0) & (column < width) & (y >= 0) & (y < height))[:, None] & inside[None, :]
-    return tl.load(x + (y * width + column)[:, None] * c + channel[None, :], mask=seen, other=0.0)
+    return tl.load(x + column[:, None] * c + channel[None, :], mask=seen, other=0.0)
 
 
 @triton.jit
 def _line(x, y, place, channel, inside, height, width, c):
     """What the places see of a line, as it lies in memory: four columns."""
+    x += y.to(tl.int64) * width * c  # a map of the largest pictures has more than 2^31 numbers
     first = _cell(x, y, 2 * place - 1, channel, inside, height, width, c)
     second = _cell(x, y, 2 * place, channel, inside, height, width, c)
     third = _cell(x, y, 2 * place + 1, channel, inside, height, width, c)
@@ -224,9 +225,10 @@ def _outputs(
     products, added, bias, out, height, width, c, places,
     ADDED: tl.constexpr, BIASED: tl.constexpr, PLACES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    blocks = tl.cdiv(c, COLUMNS)
+    channel = tl.program_id(0) % blocks * COLUMNS + tl.arange(0, COLUMNS)
     inside = channel < c
-    place = tl.program_id(1) * PLACES + tl.arange(0, PLACES)
+    place = tl.program_id(0) // blocks * PLACES + tl.arange(0, PLACES)
     seen = (place < places)[:, None] & inside[None, :]
     at = place.to(tl.int64)[:, None] * c + channel[None, :]
     plane = places.to(tl.int64) * c

@@ -98,3 +98,33 @@ def test_the_bits_are_the_same_at_every_run_and_beside_other_pictures() -> None:
     assert torch.equal(sums, normed_sums(x, weight, bias, 32, 1e-5))
     assert torch.equal(sums[:, 9:], normed_sums(x[1:], weight, bias, 32, 1e-5))
     assert torch.equal(outputs(sums, x)[1:], outputs(sums[:, 9:].contiguous(), x[1:]))
+
+
+@pytest.mark.gpu
+def test_large_maps_are_made_as_small_ones() -> None:
+    """Of more than 2^31 numbers, and of more places than an axis of a grid has programs: what repeats, repeats."""
+    from sdxl_core.ops.kernels.doubling import doubled, doubling_sums
+    from sdxl_core.ops.kernels.winograd import normed_sums, outputs
+
+    times, height, width = (4, 16, 6) if INTERPRETED else (130, 128, 2048)
+    dtype = torch.float32 if INTERPRETED else torch.float16
+    if not INTERPRETED and torch.cuda.mem_get_info()[0] < 30e9:
+        pytest.skip("it takes 30 GB")
+    lines, weight, bias = (drawn(*size, seed=0, dtype=dtype) for size in ((height, width, 64), (64,), (64,)))
+    x = lines.repeat(1, times, 1, 1).permute(0, 3, 1, 2)
+
+    def alike_in_the_middle(made: Tensor, places: int) -> bool:
+        """Whether the second and the last but one of the lines that repeat are equal, (any, places, 64)."""
+        parts = made.view(-1, times, places, 64)
+        return bool(parts[:, 1].any()) and torch.equal(parts[:, 1], parts[:, -2])
+
+    sums = normed_sums(x, weight, bias, 32, 1e-5)
+    assert alike_in_the_middle(sums, height // 2 * width // 2)
+    out = outputs(sums, x)
+    assert alike_in_the_middle(out.permute(0, 2, 3, 1), height * width)
+    del sums, out
+    times = 5
+    x = lines.repeat(1, times, 1, 1).permute(0, 3, 1, 2)
+    sums = doubling_sums(x)
+    assert alike_in_the_middle(sums, height * width)
+    assert alike_in_the_middle(doubled(sums, x, bias).permute(0, 2, 3, 1), 4 * height * width)
