@@ -15,6 +15,9 @@ from sdxl_core.ops.winograd import alike, doubling_weights, summed_weights
 PAYING_CHANNELS = 320
 """From so many channels on, in and out, on a Hopper GPU; convolutions of fewer were not timed."""
 
+MOST_BYTES = 2**31
+"""Of sums of inputs, and of products, for some images at a time: eight rows of 1024x1024 need half of that."""
+
 
 class NormedSums(Protocol):
     """The sums of inputs behind a norm and SiLU; see `sdxl_core.ops.kernels.winograd.normed_sums`."""
@@ -50,9 +53,18 @@ class WinogradKernels:
         added: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """What a convolution without its bias makes of SiLU(norm(x + shift)), plus `added` and a bias."""
-        sums = self.normed_sums(x, norm.weight, norm.bias, norm.num_groups, norm.eps, shift=shift)
-        return self.outputs(torch.bmm(sums, conv.weight.mT), x, added, bias)
+        """What a convolution without its bias makes of SiLU(norm(x + shift)), plus `added` and a bias.
+
+        Each of the maps and `shift` (b, c) has as many rows.
+        """
+
+        def made(images: slice) -> Tensor:
+            some, theirs, beside = (part if part is None else part[images] for part in (x, shift, added))
+            assert some is not None
+            sums = self.normed_sums(some, norm.weight, norm.bias, norm.num_groups, norm.eps, shift=theirs)
+            return self.outputs(torch.bmm(sums, conv.weight.mT), some, beside, bias)
+
+        return _some_at_a_time(made, x, conv.weight, a_pixel=4)
 
 
 class SummedConv(nn.Module):
@@ -118,9 +130,32 @@ class SummedDoubling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, c, h, w) to (b, c', 2 h, 2 w)."""
-        assert self.bias is not None
-        products = torch.bmm(self.winograd.doubling_sums(x), self.weight.mT)
-        return self.winograd.doubled(products, x, self.bias)
+        bias = self.bias
+        assert bias is not None
+
+        def made(images: slice) -> Tensor:
+            products = torch.bmm(self.winograd.doubling_sums(x[images]), self.weight.mT)
+            return self.winograd.doubled(products, x[images], bias)
+
+        return _some_at_a_time(made, x, self.weight, a_pixel=9)
+
+
+def _some_at_a_time(made: Callable[[slice], Tensor], x: Tensor, weight: Tensor, *, a_pixel: int) -> Tensor:
+    """What is made of maps x, of so few images at a time, evenly, that their sums and products stay in `MOST_BYTES`.
+
+    Args:
+        made: of some images.
+        x: (b, c, h, w).
+        weight: (products, c', c).
+        a_pixel: sums of each channel for a pixel of x.
+    """
+    images, _, height, width = x.shape
+    fitting = max(1, MOST_BYTES // (height * width * a_pixel * max(weight.shape[1:]) * x.itemsize))
+    if images <= fitting:
+        return made(slice(None))
+    count = -(-images // -(-images // fitting))
+    whole = torch.cat([made(slice(first, first + count)) for first in range(0, images, count)])
+    return whole.contiguous(memory_format=torch.channels_last)
 
 
 def pays(conv: nn.Conv2d) -> bool:

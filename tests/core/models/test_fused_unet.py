@@ -3,6 +3,7 @@
 import copy
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +124,31 @@ def test_winograds_products_are_the_convolutions(paying: int, monkeypatch: pytes
         for rows, height, width in ((2, 8, 8), (1, 9, 5)):
             given = call(BASE, rows, height, width)
             assert relative(ours(*given), network(*given)) < (1e-12 if made else 1e-7)  # phases are float32
+
+
+@pytest.mark.parametrize("most", [1, 2**18])
+def test_sums_of_many_images_are_made_of_some_at_a_time(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd_blocks, "PAYING_CHANNELS", 32)
+    monkeypatch.setattr(winograd_blocks, "MOST_BYTES", most)
+    counts: set[int] = set()
+
+    def within(sums: Tensor, images: int) -> Tensor:
+        assert sums.nbytes <= most or images == 1
+        counts.add(images)
+        return sums
+
+    def few_normed_sums(x: Tensor, *given: Any, shift: Tensor | None = None) -> Tensor:
+        assert shift is None or len(shift) == len(x)
+        return within(normed_sums(x, *given, shift=shift), len(x))
+
+    network = plain(BASE)
+    ours = fused(with_phases(network))
+    kernels = WinogradKernels(few_normed_sums, outputs, lambda x: within(doubling_sums(x), len(x)), doubled)
+    sum_convolutions(ours, kernels)
+    given = call(BASE, 5)
+    with torch.inference_mode():
+        assert relative(ours(*given), network(*given)) < 1e-7  # weights behind doubling are float32
+    assert counts == ({1} if most == 1 else {1, 2, 3, 5})
 
 
 def test_doubling_is_the_plain_one_and_other_sizes_are_too() -> None:
