@@ -11,7 +11,7 @@ from sdxl_cli.boundary import SOME_FAILED
 from sdxl_cli.completion import complete_model
 from sdxl_cli.console import Console, print_error
 from sdxl_cli.options import Json, flag
-from sdxl_core.errors import SdxlError, UsageError
+from sdxl_core.errors import CheckpointError, SdxlError, UsageError
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -57,6 +57,8 @@ def _inspect(console: Console, file: str, hashed: bool, tensors: bool, raw: bool
     from sdxl_core.picture_files import picture_format
 
     path = _find(file)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder", hint=f"give its files: sdxl inspect {path}/*")
     if picture_format(_first_bytes(path)) is not None:
         from sdxl_cli.describe_picture import describe_picture
 

@@ -132,7 +132,7 @@ def test_several_files_are_told_apart(sdxl: Sdxl) -> None:
         ("none.png", 1, "error: none.png: no such file; did you mean torn.png?\nhint: looked in "),
         ("gone/none.jpg", 1, "error: gone/none.jpg: no such file, for there is no folder gone\n"),
         ("empty.safetensors", 4, "empty"),
-        ("folder", 4, "is a folder"),
+        ("folder", 4, "error: folder: is a folder\nhint: give its files: sdxl inspect folder/*\n"),
         ("pipe", 4, "not a regular file"),
         ("text.txt", 4, "not a safetensors file"),
         ("torn.png", 0, "cut off"),
