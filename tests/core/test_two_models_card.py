@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from support_card import NAME, PLUGS_IN, Card, plugged_in
-from support_kernels import add, gated, group_norm, interleave, join, layer_norm
+from support_kernels import (
+    add,
+    doubled,
+    doubling_sums,
+    gated,
+    group_norm,
+    interleave,
+    join,
+    layer_norm,
+    normed_sums,
+    outputs,
+)
 from support_networks import BASE, randn, randomized
 from support_tape import Tape
 from support_tiny import tiny_config, write_tiny_checkpoint
@@ -20,11 +31,14 @@ from sdxl_core.devices import free_memory_bytes
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import MemoryExhaustedError
 from sdxl_core.models.autoencoder import AutoencoderKL
-from sdxl_core.models.fused import FusedSelfAttention, join_text
+from sdxl_core.models import winograd_blocks
+from sdxl_core.models.fused import FusedSelfAttention, PhaseUpsample, join_text
 from sdxl_core.models.fused_unet import NetworkKernels, added_in_place, fuse_norms, fuse_transformers
 from sdxl_core.models.graphs import Graphed
 from sdxl_core.models.transformer import TransformerBlock
-from sdxl_core.models.unet import UNet
+from sdxl_core.models.unet import UNet, Upsample
+from sdxl_core.models.winograd_blocks import SummedConv, SummedDoubling, WinogradKernels, sum_convolutions
+from sdxl_core.ops.layers import replace_layers
 from sdxl_core.passes import PASSES, Beside, apply_passes
 from sdxl_core.pipeline import decode, picture_noise, refine, sample
 from sdxl_core.plan import Plan
@@ -184,7 +198,7 @@ def test_the_peak_is_the_larger_model_and_its_work_or_the_sum(ways: dict[str, To
 @pytest.mark.parametrize("recorded", [False, True], ids=["called", "recorded"])
 @torch.inference_mode()
 def test_a_network_with_every_layer_for_a_gpu_leaves_the_card_and_comes_back_as_it_was(
-    card: Card, recorded: bool
+    card: Card, recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts of one matrix, biases of several layers, what was made of a text that is still held, and recordings."""
     plain = randomized(UNet(BASE)).requires_grad_(False)
@@ -193,9 +207,13 @@ def test_a_network_with_every_layer_for_a_gpu_leaves_the_card_and_comes_back_as_
     for block in blocks:
         block.attn1 = FusedSelfAttention(block.attn1)  # type: ignore[assignment]
     join_text([block.attn2 for block in blocks])
+    replace_layers(network, lambda layer: PhaseUpsample(layer) if isinstance(layer, Upsample) else None)
     kernels = NetworkKernels(group_norm, add, interleave, layer_norm, gated, added_in_place, join)
     fuse_norms(network, kernels)
+    monkeypatch.setattr(winograd_blocks, "PAYING_CHANNELS", 64)
+    sum_convolutions(network, WinogradKernels(normed_sums, outputs, doubling_sums, doubled))
     fuse_transformers(network, kernels)
+    assert {SummedConv, SummedDoubling, nn.Conv2d} <= {type(layer) for layer in network.modules()}
     network = Graphed(network, Tape) if recorded else network  # which holds texts of its own, and lets go of them
     shapes = (2, BASE.in_channels, 8, 8), (2,), (2, 7, BASE.context_dim), (2, BASE.adm_in_channels)
     given = [randn(*shape, seed=i) for i, shape in enumerate(shapes)]
