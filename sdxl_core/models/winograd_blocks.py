@@ -1,4 +1,10 @@
-"""The UNet's convolutions for a GPU, made of Winograd's products: 4/9 of their multiplications, behind doubling 1/4."""
+"""The UNet's convolutions for a GPU, made of Winograd's products: 4/9 of their multiplications, behind doubling 1/4.
+
+In 16 bit sums and products are rounded, and have to be in range. A sum is up to four times as large as the largest
+number that the convolution sees: behind a norm and SiLU, or for doubling of the map as it is. A product is up to four
+times as large as the plain result could be if nothing cancelled. So float16 may overflow from 16376 on, where a plain
+convolution may from 65504 on; such a latent is not finite, and told.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

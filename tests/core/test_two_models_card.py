@@ -30,8 +30,8 @@ from sdxl_core.checkpoints.load import CHUNK_BYTES
 from sdxl_core.devices import free_memory_bytes
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import MemoryExhaustedError
-from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models import winograd_blocks
+from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.fused import FusedSelfAttention, PhaseUpsample, join_text
 from sdxl_core.models.fused_unet import NetworkKernels, added_in_place, fuse_norms, fuse_transformers
 from sdxl_core.models.graphs import Graphed

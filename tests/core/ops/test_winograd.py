@@ -75,6 +75,17 @@ def test_float32_errs_no_more_and_bfloat16_twice_as_much_as_the_plain_convolutio
         assert relative_error(fast, exact(conv, before(x))) < worse * relative_error(plain, exact(conv, before(x)))
 
 
+@pytest.mark.parametrize("scheme", [PLAIN, DOUBLING])
+def test_sums_and_products_are_at_most_four_times_as_large(scheme: Scheme) -> None:
+    """Than the largest input, and than that times the sum of all weights without their signs."""
+    sums = [sum(abs(factor) for _, factor in terms) for terms in scheme.inputs]
+    inputs = torch.tensor([down * across for down in sums for across in sums])
+    assert inputs.max() == 4
+    one_each = torch.eye(9).view(9, 1, 3, 3)  # a sum of weights is linear in them
+    weights = torch.stack([weight.abs().amax() for weight in scheme.weights(one_each)])
+    assert (inputs * weights).max() == 4
+
+
 @pytest.mark.parametrize(
     ("conv", "gains"),
     [

@@ -19,6 +19,7 @@ LIMIT = {torch.float32: 2e-6, torch.float16: 1.2e-3, torch.bfloat16: 9e-3}
 
 # (b, c_in, c_out, h, w, groups): blocks of 64 channels begin within a group; sizes are odd, and less than a place.
 SMALL = [(2, 96, 70, 5, 7, 32), (1, 160, 16, 18, 20, 32), (2, 10, 3, 1, 2, 2), (1, 64, 64, 9, 1, 32)]
+SMALL += [(1, 160, 8, 3, 3, 4)]  # a block that begins and ends within a group, with another between
 FULL = [(2, 320, 320, 128, 128, 32), (2, 2560, 1280, 32, 32, 32), (3, 1920, 640, 33, 31, 32), (8, 960, 320, 64, 64, 32)]
 CASES = [(shape, torch.float32) for shape in SMALL]
 if not INTERPRETED:

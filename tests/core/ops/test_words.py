@@ -103,6 +103,16 @@ def test_a_recording_gives_the_same_bits_and_the_backend_is_this_kernel() -> Non
         assert torch.equal(out, expected)
 
 
+@pytest.mark.gpu
+@on_gpu_alone
+def test_what_is_trained_is_left_to_a_kernel_that_has_gradients() -> None:
+    q, k, v = (part.clone() for part in drawn((1, 2, 100, 77), torch.float16))
+    for trained in (q, k, v):
+        assert not words_first(q, k, v).requires_grad
+        assert words_first(*(part.requires_grad_(part is trained) for part in (q, k, v))).requires_grad
+        trained.requires_grad_(False)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="it is what starts the interpreter")
 @pytest.mark.skipif(
     [int(part) for part in triton.__version__.split(".")[:2]] < [3, 8],
