@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
+activations = pytest.importorskip("sdxl_core.ops.kernels.activations")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -133,6 +135,26 @@ def test_layer_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
             exact = F.layer_norm(wanted, (c,), weight.double(), bias.double(), 1e-5)
             assert normed.dtype == dtype
             assert relative(normed, exact) < LIMIT[dtype]
+
+
+@triton.jit
+def _activated(x, of_gelu, of_silu, LINE: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0) * LINE + tl.arange(0, LINE)
+    value = tl.load(x + at)
+    tl.store(of_gelu + at, activations.gelu(value))
+    tl.store(of_silu + at, activations.silu(value))
+
+
+@pytest.mark.gpu
+def test_activations_are_as_right_as_they_say() -> None:
+    x = torch.linspace(-80, 80, 2**16, device=DEVICE)
+    gelu, silu = torch.empty_like(x), torch.empty_like(x)
+    _activated[(2**4,)](x, gelu, silu, LINE=2**12)
+    assert ((gelu.double() - F.gelu(x.double())).abs() < (5e-7 * x.double().abs()).clamp(min=4e-6)).all()
+    exact = F.silu(x.double())
+    far = x < -8
+    assert ((silu.double() - exact) / exact)[~far].abs().max() < 2e-6
+    assert (silu.double() - exact)[far].abs().max() < 1e-8
 
 
 @pytest.mark.gpu
