@@ -98,7 +98,7 @@ def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for row in range(b):
         for first in range(0, heads, count):
             part = row, slice(first, min(first + count, heads))
-            queries = q[part].float().mul_(d**-0.5)
+            queries = q[part].to(torch.float32, copy=True).mul_(d**-0.5)
             theirs, rounded = scores[: len(queries)], weights[: len(queries)]
             keys[: len(queries), :m] = k[part]
             torch.bmm(queries, keys[: len(queries)].transpose(1, 2), out=theirs)

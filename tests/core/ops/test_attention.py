@@ -89,6 +89,14 @@ def test_head_by_head_leaves_what_is_small_or_large_or_trained_to_the_plain_kern
     assert head_by_head(q, k, v).requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_head_by_head_writes_into_nothing_that_it_is_given(dtype: torch.dtype) -> None:
+    given = [randn(1, 2, 300, 8, seed=i).to(dtype) for i in range(3)]
+    before = [part.clone() for part in given]
+    assert relative_error(head_by_head(*given), formula(*before)) <= 1e-2
+    assert all(torch.equal(part, kept) for part, kept in zip(given, before, strict=True))
+
+
 @pytest.mark.parametrize("head_dim", [16, 64, 512])
 def test_auto_picks_something_that_runs(head_dim: int) -> None:
     q, k, v = draw(1, head_dim, torch.float32)
