@@ -165,7 +165,9 @@ def test_doubling_is_the_plain_one_and_other_sizes_are_too() -> None:
             assert relative(ours(*given), network(*given)) < 1e-7
 
 
-def test_guidance_and_other_passes_reach_into_it_all_the_same() -> None:
+@pytest.mark.parametrize("summed", [False, True])
+def test_guidance_and_other_passes_reach_into_it_all_the_same(summed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd_blocks, "PAYING_CHANNELS", 32)
     network = plain(BASE)
     ours = copy.deepcopy(network)
     for block in ours.modules():
@@ -173,6 +175,8 @@ def test_guidance_and_other_passes_reach_into_it_all_the_same() -> None:
             block.attn1 = FusedSelfAttention(block.attn1)
             block.attn2.to_k = Remembered(block.attn2.to_k)
     ours = fused(ours)
+    if summed:
+        sum_convolutions(ours, WinogradKernels(normed_sums, outputs, doubling_sums, doubled))
     swapped = Touch(own_values, ("middle_block", "output_blocks.1"), merge=lambda h, skip: (h * 1.1, skip * 0.9))
     given = call(BASE)
     with torch.inference_mode():
