@@ -105,10 +105,15 @@ def test_the_network_is_the_plain_one_at_every_size(case: str) -> None:
             assert relative(ours(*given), network(*given)) < 1e-12
 
 
-@pytest.mark.parametrize("paying", [32, 64, 1000])
-def test_winograds_products_are_the_convolutions(paying: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("config", "paying"),
+    [*((BASE, paying) for paying in (32, 64, 1000)), (REFINER, 32), (BASE.model_copy(update={"in_channels": 9}), 64)],
+)
+def test_winograds_products_are_the_convolutions(
+    config: NetworkConfig, paying: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(winograd_blocks, "PAYING_CHANNELS", paying)
-    network = plain(BASE)
+    network = plain(config)
     blocks = [layer for layer in network.modules() if isinstance(layer, ResBlock)]
     convs = [conv for block in blocks for conv in (block.in_layers[2], block.out_layers[3])]
     made = sum(min(conv.weight.shape[:2]) >= paying for conv in convs)
@@ -122,7 +127,7 @@ def test_winograds_products_are_the_convolutions(paying: int, monkeypatch: pytes
     assert any(isinstance(layer, SummedDoubling) for layer in ours.modules()) == (made > 0)
     with torch.inference_mode():
         for rows, height, width in ((2, 8, 8), (1, 9, 5)):
-            given = call(BASE, rows, height, width)
+            given = call(config, rows, height, width)
             assert relative(ours(*given), network(*given)) < (1e-12 if made else 1e-7)  # phases are float32
 
 
