@@ -89,6 +89,14 @@ def test_head_by_head_leaves_what_is_small_or_large_or_trained_to_the_plain_kern
     assert head_by_head(q, k, v).requires_grad
 
 
+@pytest.mark.parametrize("m", [33, 47, 48])
+def test_head_by_head_gives_no_weight_to_keys_that_are_not_there(m: int) -> None:
+    """Where all scores are alike, so that one of nothing would count as much as the others."""
+    k, v = (randn(1, 8, m, 16, seed=i).bfloat16() for i in range(2))
+    out = head_by_head(k.new_zeros(1, 8, 512, 16), k, v)
+    assert relative_error(out, v.double().mean(2, keepdim=True).expand_as(out)) <= 5e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_head_by_head_writes_into_nothing_that_it_is_given(dtype: torch.dtype) -> None:
     given = [randn(1, 2, 300, 8, seed=i).to(dtype) for i in range(3)]
