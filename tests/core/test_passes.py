@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sdxl_core.engine import Engine, load_engine
 from sdxl_core.errors import DeviceError
 from sdxl_core.guider_config import FreeUConfig, GuiderConfig, PagConfig, SagConfig, SegConfig
+from sdxl_core.models import winograd_blocks
 from sdxl_core.models.eight_bits import EightBitBlock
 from sdxl_core.models.fused import DecoderPhaseUpsample, PhaseUpsample, Remembered, SmallMapNorm, join_text
 from sdxl_core.models.fused_unet import (
@@ -357,6 +358,22 @@ def test_all_passes_on_a_gpu_are_as_near_to_float32_as_none(tmp_path: Path, meth
     assert {"channels_last", "fused_norms", "fused_transformer", "cuda_graph"} <= set(fast.passes)
     exact = latents(loaded("float32"), given)
     assert relative(latents(fast, given), exact) < 1.5 * relative(latents(loaded("float16"), given), exact)
+
+
+@pytest.mark.gpu
+def test_winograd_on_a_hopper_gpu_is_the_same_function_recorded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd_blocks, "PAYING_CHANNELS", 32)
+    path = write_tiny_checkpoint(tmp_path / "tiny.safetensors")
+    exact, plain, fast = (
+        load_engine(tiny_config(), path, device="cuda", dtype=dtype) for dtype in ("float32", "float16", "float16")
+    )
+    exact = replace(exact, network=exact.network.double(), dtype=torch.float64)
+    fast = apply_passes(fast)
+    assert "cuda_graph" in fast.passes
+    assert ("winograd" in fast.passes) == (torch.cuda.get_device_capability()[0] == 9)
+    assert error(fast, exact) < 2 * error(plain, exact)
 
 
 def test_a_pass_that_cannot_be_had_is_left_out_or_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
