@@ -39,9 +39,10 @@ folder, dtype, device, prompt, seed, size, guidance, timesteps, out = sys.argv[1
 width, height = map(int, size.split("x"))
 pipe = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(device)
 pipe.set_progress_bar_config(disable=True)
+noise = torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(int(seed)))
 picture = pipe(
     prompt, height=height, width=width, guidance_scale=float(guidance), timesteps=list(map(int, timesteps.split(","))),
-    generator=torch.Generator().manual_seed(int(seed)),
+    latents=noise.to(getattr(torch, dtype)),
 ).images[0]
 picture.save(out)
 """

@@ -16,6 +16,7 @@ from bench.command import Benchmark, device_of, model_of, options, run
 from bench.figures import Facts, Load
 from bench.models import EVERYTHING, Model, our_engine, prompt_of, their_facts, their_pipeline
 from bench.turns import Contender, Run
+from torch import Tensor
 
 import sdxl_core
 from sdxl_core.diffusion.discretization import legacy_ddpm_timesteps
@@ -78,7 +79,11 @@ class Pictures:
             pipeline.vae.decode = torch.compile(pipeline.vae.decode)
         timesteps = list(legacy_ddpm_timesteps(self.model.steps))
         height, width = self.model.size
-        scale = self.model.plan(0).guider.scale
+        scale, kind = self.model.plan(0).guider.scale, getattr(torch, contender.dtype)
+
+        def noise(seed: int) -> Tensor:
+            # Drawn in 16 bit, as the pipeline would, it is another noise before PyTorch 2.14.
+            return torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(seed)).to(kind)
 
         def draw(seed: int) -> Any:
             with tempfile.TemporaryDirectory() as folder, clock:
@@ -88,7 +93,7 @@ class Pictures:
                     width=width,
                     timesteps=timesteps,
                     guidance_scale=scale,
-                    generator=[torch.Generator().manual_seed(seed + i) for i in range(self.count)],
+                    latents=torch.cat([noise(seed + i) for i in range(self.count)]),
                     output_type="pil" if self.end == "disk" else "np",
                 ).images
                 for i, picture in enumerate(pictures if self.end == "disk" else ()):
