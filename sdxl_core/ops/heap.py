@@ -1,4 +1,4 @@
-"""Memory of the host that weights have left, given back to the system while others take their place."""
+"""Memory of the host: what weights have left is given back to the system, what layers leave is kept for the next."""
 
 import contextlib
 import ctypes
