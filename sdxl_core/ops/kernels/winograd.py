@@ -48,7 +48,7 @@ def normed_sums(
     blocks, across, strip = triton.cdiv(c, _CHANNELS), triton.cdiv(wide, _PLACES), _LONGEST_STRIP
     while strip > _SHORTEST_STRIP and blocks * across * triton.cdiv(high, strip) * b < _PROGRAMS:
         strip //= 2
-    grid = blocks, across * triton.cdiv(high, strip), b
+    grid = blocks * across * triton.cdiv(high, strip), b  # other axes than the first end at 65535 programs
     with torch.cuda.device_of(x):
         _normed_sums[grid](
             *(x, shift, stride_of(shift), moments, weight, bias, out, height, width, c, groups, per_group),
@@ -144,11 +144,13 @@ def _normed_sums(
     SHIFTED: tl.constexpr, PLACES: tl.constexpr, COLUMNS: tl.constexpr, GROUPS: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """A strip of places from top to bottom: of four lines that a place sees, the next one sees two again."""
-    channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    blocks = tl.cdiv(c, COLUMNS)
+    block, strip_number = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    channel = block * COLUMNS + tl.arange(0, COLUMNS)
     inside = channel < c
-    image = tl.program_id(2)
+    image = tl.program_id(1)
 
-    group = tl.program_id(0) * COLUMNS // per_group + tl.arange(0, GROUPS)
+    group = block * COLUMNS // per_group + tl.arange(0, GROUPS)
     members = inside[:, None] & ((channel // per_group)[:, None] == group[None, :])
     mean, variance = joined(
         moments, image * groups + group, group < groups, height * width, chunk, chunks, per_group, CHUNKS
@@ -161,11 +163,11 @@ def _normed_sums(
 
     high, wide = (height + 1) // 2, (width + 1) // 2
     across = tl.cdiv(wide, PLACES)
-    place = tl.program_id(1) % across * PLACES + tl.arange(0, PLACES)
-    first = tl.program_id(1) // across * strip
+    place = strip_number % across * PLACES + tl.arange(0, PLACES)
+    first = strip_number // across * strip
     last = tl.minimum(first + strip, high)
     x += image.to(tl.int64) * height * width * c
-    plane = tl.num_programs(2).to(tl.int64) * high * wide * c
+    plane = tl.num_programs(1).to(tl.int64) * high * wide * c
     out += image.to(tl.int64) * high * wide * c
     at = place[:, None] * c + channel[None, :]
     seen = (place < wide)[:, None] & inside[None, :]
