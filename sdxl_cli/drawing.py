@@ -1,8 +1,11 @@
 """Jobs to picture files: loads the model, samples batch by batch, writes each picture as soon as it is done."""
 
 import hashlib
+import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -250,8 +253,9 @@ class _Artist:
         if self.flags.save_latents:
             job = self._keep_latent(job, sampled, record)
         picture = self._decode(job, sampled, record)
+        latent = partial(_latent_file, sampled.latents.cpu(), sampled.canvases, self._told(record))
         seconds = sampled.seconds + time.monotonic() - began
-        self.writer.submit(partial(self._write, job, picture, sampled.canvases, record, sampled.calls, seconds))
+        self.writer.submit(partial(self._write, job, picture, latent, sampled.canvases, record, sampled.calls, seconds))
 
     def _decode(self, job: Job, sampled: "_Sampled", record: Callable[[], Record]) -> "Picture":
         """The picture; where it cannot be made, the work of the sampler is not lost: the error says where it lies."""
@@ -263,22 +267,25 @@ class _Artist:
             self.writer.wait()
             if not self.flags.save_latents:
                 job = self._keep_latent(job, sampled, record)
-            _tell_of_latent(error, job)
+            _tell_of_latent(error, _beside(job))
             raise
 
     def _keep_latent(self, job: Job, sampled: "_Sampled", record: Callable[[], Record]) -> Job:
         """Write the latent beside where the picture goes; the job under the name that was free for both."""
         job = self._rename_if_taken(job)
-        frame = sampled.canvases[0].frame if sampled.canvases else None
-        values, told = sampled.latents[0].float().cpu().numpy(), None if self.flags.no_metadata else record()
-        data = encode_latent(values, told, frame)
-        write_whole(job.path.with_suffix(LATENT_SUFFIX), data, overwrite=self.flags.overwrite)
+        data = _latent_file(sampled.latents, sampled.canvases, self._told(record))
+        write_whole(_beside(job), data, overwrite=self.flags.overwrite)
         return job
+
+    def _told(self, record: Callable[[], Record]) -> Callable[[], Record | None]:
+        """What a file says of how it was made."""
+        return (lambda: None) if self.flags.no_metadata else record
 
     def _write(
         self,
         job: Job,
         picture: "Picture",
+        latent: Callable[[], bytes],
         canvases: Sequence[Canvas],
         record: Callable[[], Record],
         calls: int,
@@ -288,7 +295,7 @@ class _Artist:
 
         Names are handed out here alone while this runs.
         """
-        made_by = None if self.flags.no_metadata else record()
+        made_by = self._told(record)()
         began, names = time.monotonic(), self.run.names
         for canvas in canvases:
             picture = canvas.finish(picture)
@@ -299,14 +306,24 @@ class _Artist:
                 return _Written(job, job.path, data, calls, seconds + time.monotonic() - began)
             except OutputError as error:
                 if self.flags.save_latents:
-                    _tell_of_latent(error, job)
+                    _tell_of_latent(error, _beside(job))
                 elif isinstance(error, NameTakenError) and _counts(names):
                     job = replace(job, path=names.next(job.fields))
                     continue
+                else:
+                    self._rescue(latent(), _beside(job), error)
                 raise
 
+    def _rescue(self, latent: bytes, path: Path, error: SdxlError) -> None:
+        """Keep the latent of a picture that cannot be written: where it belongs, else among temporary files."""
+        spare = Path(tempfile.gettempdir(), f"sdxl-{secrets.token_hex(4)}-{path.name}")
+        for place, overwrite in ((path, self.flags.overwrite), (spare, False)):
+            with suppress(OutputError):
+                write_whole(place, latent, overwrite=overwrite)
+                return _tell_of_latent(error, place)
+
     def _rename_if_taken(self, job: Job) -> Job:
-        taken = any(path.exists() for path in (job.path, job.path.with_suffix(LATENT_SUFFIX)))
+        taken = any(path.exists() for path in (job.path, _beside(job)))
         if not taken or self.flags.overwrite or not _counts(self.run.names):
             return job
         return replace(job, path=self.run.names.next(job.fields))
@@ -331,9 +348,18 @@ class _Artist:
             print_error(describe_failure(job, number, self.tally.total, error), error.hint)
 
 
-def _tell_of_latent(error: SdxlError, job: Job) -> None:
+def _beside(job: Job) -> Path:
+    """Where the latent of a picture lies."""
+    return job.path.with_suffix(LATENT_SUFFIX)
+
+
+def _latent_file(latents: "Tensor", canvases: Sequence[Canvas], told: Callable[[], Record | None]) -> bytes:
+    """The file of one picture's latent."""
+    return encode_latent(latents[0].float().cpu().numpy(), told(), canvases[0].frame if canvases else None)
+
+
+def _tell_of_latent(error: SdxlError, kept: Path) -> None:
     """Add to an error where the latent lies of a picture that could not be made or written."""
-    kept = job.path.with_suffix(LATENT_SUFFIX)
     error.message += f"; its latent is kept in {kept}"
     again = f"'sdxl decode {kept}' makes the picture of it"
     error.hint = f"{error.hint}; {again}" if error.hint else again

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from sdxl_cli.boundary import Stopped, finishing
+from sdxl_cli.boundary import finishing
 from sdxl_cli.console import print_error
 from sdxl_core.errors import SdxlError
 
@@ -19,8 +19,8 @@ AHEAD = 2
 class Background(Generic[T]):
     """Does work on a thread of its own and hands the results on from the caller's thread, in the order of the work.
 
-    A context manager. When it ends, whatever made it end, all that was begun is finished and handed on first; after a
-    failure, work that was not begun is dropped. A failure is raised where the result would have been handed on.
+    A context manager. When it ends, whatever made it end, all work is finished and handed on first. A failure is raised
+    where the result would have been handed on; what else fails after that, or after another error, is printed.
 
     Args:
         done: takes each result, on the thread of the caller, together with which no signal takes effect.
@@ -40,12 +40,13 @@ class Background(Generic[T]):
             try:
                 self._hand_on()
             except BaseException as another:
-                failure = failure or another
+                if failure is None and error is None:
+                    failure = another
+                elif isinstance(another, SdxlError):
+                    print_error(another.message, another.hint)
         self._pool.shutdown()
-        if failure is not None and error is None:
+        if failure is not None:
             raise failure
-        if isinstance(error, Stopped) and isinstance(failure, SdxlError):
-            print_error(failure.message, failure.hint)
 
     def submit(self, work: Callable[[], T]) -> None:
         """Have something done; waits while too much is waiting.
@@ -78,9 +79,4 @@ class Background(Generic[T]):
 
     def _hand_on(self) -> None:
         with finishing():  # what is written is also said
-            try:
-                self._done(self._waiting.popleft().result())
-            except BaseException:
-                # A disk that is full for one is full for the next; what is being written is still waited for.
-                self._waiting = deque(future for future in self._waiting if not future.cancel())
-                raise
+            self._done(self._waiting.popleft().result())

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -283,8 +284,33 @@ def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(ge
     assert "loading" not in result.err
 
 
-def test_a_disk_that_fills_up_leaves_nothing_half_written(gen: Sdxl) -> None:
+def test_a_disk_that_fills_up_leaves_the_latents_of_what_was_drawn_and_nothing_half_written(gen: Sdxl) -> None:
     with room_for(8192):
-        result = gen("a cat", "-n", 3)
-    refused(result, 1, "cannot write outputs/00001-", "File too large")
-    assert os.listdir("outputs") == []
+        result = gen("a cat", "-n", 3, "--seed", 7)
+    assert result.code == 1
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    kept = [f"outputs/0000{i}-{6 + i}-a-cat.latent.safetensors" for i in range(1, 1 + len(errors))]
+    for i, path in enumerate(kept, 1):
+        line = f"error: cannot write outputs/0000{i}-{6 + i}-a-cat.png: File too large; its latent is kept in {path}"
+        assert [error for error in errors if error.startswith(line)]
+    assert errors[-1].endswith(kept[0])
+    assert f"hint: 'sdxl decode {kept[0]}' makes the picture of it\n" in result.err
+    assert sorted(map(str, Path("outputs").iterdir())) == kept
+
+
+def test_where_a_latent_lies_already_that_of_a_lost_picture_is_kept_among_temporary_files(
+    gen: Sdxl, sdxl: Sdxl, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gen("a cat", "--seed", 7, "-o", "whole.png").paths[0].read_bytes()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = Path("cat.latent.safetensors")
+    mine.write_bytes(b"of another day")
+    with room_for(8192):
+        result = gen("a cat", "--seed", 7, "-o", "cat.png")
+    (kept,) = tmp_path.glob("sdxl-*-cat.latent.safetensors")
+    assert result.code == 1
+    assert f"error: cannot write cat.png: File too large; its latent is kept in {kept}\n" in result.err
+    assert mine.read_bytes() == b"of another day"
+    assert not Path("cat.png").exists()
+    assert sdxl("decode", kept, "-o", "cat.png", "--preset", tiny_folder / "tiny-base.toml").code == 0
+    assert Path("cat.png").read_bytes() == whole
