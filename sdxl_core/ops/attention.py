@@ -120,7 +120,7 @@ def _score(q: Tensor, k: Tensor, padded: int) -> Callable[[Tensor, Tensor], obje
     known = q.dtype == k.dtype == torch.bfloat16 and q.stride(2) == k.stride(2) == 1 and d % 2 == 0
     exact = frexp(scale)[0] == 0.5  # a power of two
     if known and exact and q.shape[1] * m >= _FEWEST_OF_A_HEAD and brgemm.why_not() is None:
-        packed = brgemm.pack(k * scale)
+        packed = brgemm.pack(k) * scale
         return lambda some, out: brgemm.multiply(some, packed, out)
     keys = k.new_zeros(padded, heads, d, dtype=torch.float32).transpose(0, 1)  # as the layer before has them
     keys[:, :m] = k

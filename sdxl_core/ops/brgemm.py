@@ -23,8 +23,8 @@ _Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def pack(b: Tensor) -> Tensor:
-    """Lay b out as `multiply` wants it: (c, n, d) of bfloat16, d even -> (c, d / 2, n) of pairs of numbers."""
-    return b.view(torch.int32).transpose(1, 2).contiguous()
+    """Lay b out as `multiply` wants it, by pairs of numbers: (c, n, d) of bfloat16, d even -> (c, d / 2, 2 n)."""
+    return b.view(torch.int32).transpose(1, 2).contiguous().view(torch.bfloat16)
 
 
 def multiply(a: Tensor, packed: Tensor, out: Tensor) -> None:
@@ -35,13 +35,13 @@ def multiply(a: Tensor, packed: Tensor, out: Tensor) -> None:
         packed: of b (c, n, d).
         out: (c, rows, n or more) of float32, the numbers of a row side by side.
     """
-    (count, rows, d), n = a.shape, packed.shape[2]
+    (count, rows, d), n = a.shape, packed.shape[2] // 2
     assert torch.backends.mkldnn.enabled  # what does not fit ends the process below, or writes to any memory
-    assert (a.dtype, packed.dtype, out.dtype) == (torch.bfloat16, torch.int32, torch.float32)
+    assert (a.dtype, packed.dtype, out.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
     assert (packed.shape[0], packed.shape[1] * 2, *out.shape[:2]) == (count, d, count, rows)
     assert n <= out.shape[2] and a.stride(2) == out.stride(2) == packed.stride(2) == 1  # noqa: PT018
     brgemm, release, in_parallel = _functions()
-    lines = a.stride(1), packed.stride(1), out.stride(1)
+    lines = a.stride(1), packed.stride(1) // 2, out.stride(1)
     blocks = iter(
         [
             (min(_ROWS, rows - row), n, d, *lines, False, _at(a, i, row), _at(packed, i, 0), _at(out, i, row), True)
