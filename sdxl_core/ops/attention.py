@@ -79,8 +79,8 @@ _SCORES_BYTES = 2**23
 _KEYS_MULTIPLE = 16
 """Numbers of keys at which products and softmax in float32 are fast: 80 take four fifths of the time of 77."""
 
-_FEWEST_SCORES, _FEWEST_OF_A_HEAD = 2**17, 2**14
-"""In all heads, below which PyTorch's kernel is faster; in one, below which `brgemm` is no faster than float32."""
+_FEWEST_SCORES, _FEWEST_AT_A_TIME = 2**17, 3 * 2**17
+"""In all heads, below which PyTorch's kernel is faster; in some, below which `brgemm` is no faster than float32."""
 
 
 def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def _score(q: Tensor, k: Tensor, padded: int) -> Callable[[Tensor, Tensor], obje
     (heads, m, d), scale = k.shape, k.shape[2] ** -0.5
     known = q.dtype == k.dtype == torch.bfloat16 and q.stride(2) == k.stride(2) == 1 and d % 2 == 0
     exact = frexp(scale)[0] == 0.5  # a power of two
-    if known and exact and q.shape[1] * m >= _FEWEST_OF_A_HEAD and brgemm.why_not() is None:
+    if known and exact and heads * q.shape[1] * m >= _FEWEST_AT_A_TIME and brgemm.why_not() is None:
         packed = brgemm.pack(k) * scale
         return lambda some, out: brgemm.multiply(some, packed, out)
     keys = k.new_zeros(padded, heads, d, dtype=torch.float32).transpose(0, 1)  # as the layer before has them
