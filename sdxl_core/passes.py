@@ -45,7 +45,7 @@ from sdxl_core.models.winograd_blocks import WinogradKernels, gains_by_sums, sum
 from sdxl_core.ops import kernels, onednn
 from sdxl_core.ops.heap import FREED, keep_for_the_next_layer
 from sdxl_core.ops.layers import replace_layers
-from sdxl_core.ops.onednn import PackedConv2d, PackedLinear
+from sdxl_core.ops.onednn import PackedConv2d, packed_linear
 from sdxl_core.ops.winograd import DOUBLING, WinogradConv2d, pays
 
 AUTO = "auto"
@@ -275,7 +275,7 @@ def _pack(engine: Engine) -> None:
             case GEGLU():
                 return PackedGEGLU(layer.proj)
             case nn.Linear():
-                return PackedLinear(layer.weight, layer.bias)
+                return packed_linear(layer.weight, layer.bias)
             case nn.Conv2d():
                 return PackedConv2d(layer)
             case nn.GroupNorm():

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sdxl_core.models import autoencoder, unet
 from sdxl_core.models.transformer import AttendMap, CrossAttention, TransformerBlock
-from sdxl_core.ops.onednn import PackedLinear
+from sdxl_core.ops.onednn import packed_linear
 
 _SMALL_MAP = 2**17
 """Values of a map up to which turning it takes less than a norm of it with channels last."""
@@ -124,7 +124,7 @@ class PackedGEGLU(nn.Module):
     def __init__(self, proj: nn.Linear) -> None:
         super().__init__()
         (value, gate), biases = proj.weight.chunk(2), proj.bias.chunk(2)
-        self.value, self.gate = PackedLinear(value, biases[0]), PackedLinear(gate, biases[1], gelu=True)
+        self.value, self.gate = packed_linear(value, biases[0]), packed_linear(gate, biases[1], gelu=True)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         out: Tensor = self.value(x, factor=self.gate(x))
@@ -132,7 +132,7 @@ class PackedGEGLU(nn.Module):
 
 
 class PackedTransformerBlock(TransformerBlock):
-    """A block whose residuals are added by its packed layers, before they round.
+    """A block whose residuals are added by its packed layers, before they round; its input may be written over.
 
     Args:
         plain: the block; its linear layers are packed afterwards.

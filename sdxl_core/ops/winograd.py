@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sdxl_core.ops.heap import FREED
-from sdxl_core.ops.onednn import PackedLinear
+from sdxl_core.ops.onednn import packed_linear
 
 PAYING_CHANNELS = 256
 """From so many channels on, in and out, the sums cost less than the products that they save."""
@@ -157,7 +157,7 @@ class WinogradConv2d(nn.Module):
         bias = None if conv.bias is None else conv.bias.detach()
         with_bias = scheme.brings_bias * (len(scheme.inputs) + 1)
         self.products = nn.ModuleList(
-            PackedLinear(weight, bias if i == with_bias else None)
+            packed_linear(weight, bias if i == with_bias else None)
             for i, weight in enumerate(scheme.weights(conv.weight.detach()))
         )
         FREED.add(conv.weight.nbytes)
