@@ -1,11 +1,8 @@
 """Jobs to picture files: loads the model, samples batch by batch, writes each picture as soon as it is done."""
 
 import hashlib
-import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sdxl_cli.boundary import SOME_FAILED, Stopped
 from sdxl_cli.console import Console, counted, print_error, shorten
 from sdxl_cli.flags import DrawFlags
-from sdxl_cli.jobs import LATENT_SUFFIX, Job, Run, describe_failure
+from sdxl_cli.jobs import Job, Run, describe_failure
+from sdxl_cli.keeping import beside, keep_latent, tell_of_latent
 from sdxl_cli.machine import resolve_machine
 from sdxl_cli.recording import Hashes, device_name
 from sdxl_cli.refiners import resolve_residence
@@ -168,7 +166,7 @@ class _Artist:
     writer: Background[_Written] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "writer", Background(self._report))
+        object.__setattr__(self, "writer", Background(self._report, self._say))
 
     def draw_all(self) -> None:
         groups = list(self._groups())
@@ -194,11 +192,17 @@ class _Artist:
                 self._draw([job])
             return
         self.view.decoding()
-        for row, job in enumerate(group):
-            try:
-                self._finish(job, sampled.of(row))
-            except NumericsError as error:
-                self._fail(job, error)
+        rows = iter(enumerate(group))
+        try:
+            for row, job in rows:
+                try:
+                    self._finish(job, sampled.of(row))
+                except NumericsError as error:
+                    self._fail(job, error)
+        except SdxlError:
+            for row, job in rows:
+                self._leave(job, sampled.of(row))
+            raise
 
     def _sample(self, group: Sequence[Job]) -> "_Sampled":
         from sdxl_core.pipeline import picture_noise, refine
@@ -248,16 +252,15 @@ class _Artist:
 
     def _finish(self, job: Job, sampled: "_Sampled") -> None:
         """Make the picture; what follows is left to the writer, which may not hold on to the model."""
-        began, engine = time.monotonic(), sampled.engine
-        record = partial(self.hashes.record, engine.stamp(job.plan), sampled.calls, device_name(engine))
+        began, record = time.monotonic(), self._record(job, sampled)
         if self.flags.save_latents:
-            job = self._keep_latent(job, sampled, record)
+            job = self._save_latent(job, sampled, record)
         picture = self._decode(job, sampled, record)
-        latent = partial(_latent_file, sampled.latents.cpu(), sampled.canvases, self._told(record))
+        latent = partial(_latent_file, sampled.latents.cpu(), sampled.canvases, record)
         seconds = sampled.seconds + time.monotonic() - began
         self.writer.submit(partial(self._write, job, picture, latent, sampled.canvases, record, sampled.calls, seconds))
 
-    def _decode(self, job: Job, sampled: "_Sampled", record: Callable[[], Record]) -> "Picture":
+    def _decode(self, job: Job, sampled: "_Sampled", record: Callable[[], Record | None]) -> "Picture":
         """The picture; where it cannot be made, the work of the sampler is not lost: the error says where it lies."""
         from sdxl_core.pipeline import decode
 
@@ -265,21 +268,41 @@ class _Artist:
             return decode(sampled.engine, sampled.latents, decoding=job.plan.decoding, reporter=self.view)[0]
         except (NumericsError, MemoryExhaustedError) as error:
             self.writer.wait()
-            if not self.flags.save_latents:
-                job = self._keep_latent(job, sampled, record)
-            _tell_of_latent(error, _beside(job))
+            if self.flags.save_latents:
+                tell_of_latent(error, beside(job.path))
+            else:
+                data = _latent_file(sampled.latents, sampled.canvases, record)
+                self._keep(data, self._rename_if_taken(job), error)
             raise
 
-    def _keep_latent(self, job: Job, sampled: "_Sampled", record: Callable[[], Record]) -> Job:
+    def _save_latent(self, job: Job, sampled: "_Sampled", record: Callable[[], Record | None]) -> Job:
         """Write the latent beside where the picture goes; the job under the name that was free for both."""
         job = self._rename_if_taken(job)
-        data = _latent_file(sampled.latents, sampled.canvases, self._told(record))
-        write_whole(_beside(job), data, overwrite=self.flags.overwrite)
+        data = _latent_file(sampled.latents, sampled.canvases, record)
+        directory = self.run.names.destination.directory
+        try:
+            write_whole(beside(job.path), data, overwrite=self.flags.overwrite, within=directory)
+        except OutputError as error:
+            self._keep(data, job, error)
+            raise
         return job
 
-    def _told(self, record: Callable[[], Record]) -> Callable[[], Record | None]:
+    def _leave(self, job: Job, sampled: "_Sampled") -> None:
+        """Keep the latent of a picture that is drawn and will not be made, since the run ends before it."""
+        error = OutputError("the run ended before it was made")
+        self._keep(_latent_file(sampled.latents, sampled.canvases, self._record(job, sampled)), job, error)
+        self._say(self._of_picture(job, error))
+
+    def _keep(self, latent: bytes, job: Job, error: SdxlError) -> None:
+        directory = self.run.names.destination.directory
+        keep_latent(latent, job.path, error, overwrite=self.flags.overwrite, within=directory)
+
+    def _record(self, job: Job, sampled: "_Sampled") -> Callable[[], Record | None]:
         """What a file says of how it was made."""
-        return (lambda: None) if self.flags.no_metadata else record
+        if self.flags.no_metadata:
+            return lambda: None
+        engine = sampled.engine
+        return partial(self.hashes.record, engine.stamp(job.plan), sampled.calls, device_name(engine))
 
     def _write(
         self,
@@ -287,7 +310,7 @@ class _Artist:
         picture: "Picture",
         latent: Callable[[], bytes],
         canvases: Sequence[Canvas],
-        record: Callable[[], Record],
+        record: Callable[[], Record | None],
         calls: int,
         seconds: float,
     ) -> _Written:
@@ -295,8 +318,7 @@ class _Artist:
 
         Names are handed out here alone while this runs.
         """
-        made_by = self._told(record)()
-        began, names = time.monotonic(), self.run.names
+        made_by, began, names = record(), time.monotonic(), self.run.names
         for canvas in canvases:
             picture = canvas.finish(picture)
         data = encode_picture(picture, names.destination.format, made_by)
@@ -306,24 +328,16 @@ class _Artist:
                 return _Written(job, job.path, data, calls, seconds + time.monotonic() - began)
             except OutputError as error:
                 if self.flags.save_latents:
-                    _tell_of_latent(error, _beside(job))
+                    tell_of_latent(error, beside(job.path))
                 elif isinstance(error, NameTakenError) and _counts(names):
                     job = replace(job, path=names.next(job.fields))
                     continue
                 else:
-                    self._rescue(latent(), _beside(job), error)
+                    self._keep(latent(), job, error)
                 raise
 
-    def _rescue(self, latent: bytes, path: Path, error: SdxlError) -> None:
-        """Keep the latent of a picture that cannot be written: where it belongs, else among temporary files."""
-        spare = Path(tempfile.gettempdir(), f"sdxl-{secrets.token_hex(4)}-{path.name}")
-        for place, overwrite in ((path, self.flags.overwrite), (spare, False)):
-            with suppress(OutputError):
-                write_whole(place, latent, overwrite=overwrite)
-                return _tell_of_latent(error, place)
-
     def _rename_if_taken(self, job: Job) -> Job:
-        taken = any(path.exists() for path in (job.path, _beside(job)))
+        taken = any(path.exists() for path in (job.path, beside(job.path)))
         if not taken or self.flags.overwrite or not _counts(self.run.names):
             return job
         return replace(job, path=self.run.names.next(job.fields))
@@ -343,26 +357,21 @@ class _Artist:
     def _fail(self, job: Job, error: SdxlError) -> None:
         self.writer.wait()  # so that the pictures before this one are said first
         self.tally.failures.append(error)
-        number = self.run.jobs.index(job) + 1
+        self._say(self._of_picture(job, error))
+
+    def _of_picture(self, job: Job, error: SdxlError) -> SdxlError:
+        """The error, with the picture that it befell."""
+        error.message = describe_failure(job, self.run.jobs.index(job) + 1, self.tally.total, error)
+        return error
+
+    def _say(self, error: SdxlError) -> None:
         with self.view.hidden():
-            print_error(describe_failure(job, number, self.tally.total, error), error.hint)
+            print_error(error.message, error.hint)
 
 
-def _beside(job: Job) -> Path:
-    """Where the latent of a picture lies."""
-    return job.path.with_suffix(LATENT_SUFFIX)
-
-
-def _latent_file(latents: "Tensor", canvases: Sequence[Canvas], told: Callable[[], Record | None]) -> bytes:
+def _latent_file(latents: "Tensor", canvases: Sequence[Canvas], record: Callable[[], Record | None]) -> bytes:
     """The file of one picture's latent."""
-    return encode_latent(latents[0].float().cpu().numpy(), told(), canvases[0].frame if canvases else None)
-
-
-def _tell_of_latent(error: SdxlError, kept: Path) -> None:
-    """Add to an error where the latent lies of a picture that could not be made or written."""
-    error.message += f"; its latent is kept in {kept}"
-    again = f"'sdxl decode {kept}' makes the picture of it"
-    error.hint = f"{error.hint}; {again}" if error.hint else again
+    return encode_latent(latents[0].float().cpu().numpy(), record(), canvases[0].frame if canvases else None)
 
 
 def _counts(names: Names) -> bool:
@@ -384,5 +393,5 @@ def _facts(written: _Written, latents: bool) -> dict[str, Any]:
         "refiner": None if plan.refiner is None else plan.refiner.model,
         "seconds": round(written.seconds, 3),
         "sha256": hashlib.sha256(written.data).hexdigest(),
-        "latent": str(path.with_suffix(LATENT_SUFFIX)) if latents else None,
+        "latent": str(beside(path)) if latents else None,
     }

@@ -1,5 +1,6 @@
 """A quarter of PyTorch's import put off until it is wanted, which in drawing it is not."""
 
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,9 @@ PyTorch's compiler and exporter compute with them, and no drawing does: such ten
 
 TRIED_IN = {"2.11": (), "2.14": ("torch._prims",)}
 """Releases of PyTorch that draw without it -> which of its imports they want all the same; others get it at once."""
+
+_REFERENCES = "torch._refs"
+"""One of its imports, which `torch.broadcast_shapes` takes for imported."""
 
 _RUNNING = threading.RLock()
 
@@ -54,6 +58,20 @@ class _Later(Loader):
         module.__dict__["_sdxl_run"] = self.run
         for name in self.wanted:
             import_module(name)
+        later = _Module(_REFERENCES)
+        later.__dict__["_sdxl_run"] = _become_the_import
+        vars(sys.modules["torch"]).setdefault("_refs", later)
+
+
+def _become_the_import(module: ModuleType) -> None:
+    vars(module).update(vars(import_module(module.__name__)))
+
+
+def _release() -> str | None:
+    """Of PyTorch, as in 2.11 for 2.11.0+cu130; None for what is none, such as 2.11.0a0+git."""
+    version = str(getattr(sys.modules["torch"], "__version__", "")).partition("+")[0]
+    found = re.fullmatch(r"(\d+\.\d+)\.\d+(\.post\d+)?", version)
+    return found and found[1]
 
 
 class _Finder(MetaPathFinder):
@@ -62,9 +80,9 @@ class _Finder(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != UNUSED:
             return None
-        release = ".".join(str(getattr(sys.modules["torch"], "__version__", "")).split(".")[:2])
+        release = _release()
         spec = PathFinder.find_spec(name, path, target) if release in TRIED_IN else None
-        if spec is not None and spec.loader is not None:
+        if release is not None and spec is not None and spec.loader is not None:
             spec.loader = _Later(spec.loader.exec_module, TRIED_IN[release])
         return spec
 

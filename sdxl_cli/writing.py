@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from sdxl_cli.boundary import finishing
-from sdxl_cli.console import print_error
 from sdxl_core.errors import SdxlError
 
 T = TypeVar("T")
@@ -20,14 +19,15 @@ class Background(Generic[T]):
     """Does work on a thread of its own and hands the results on from the caller's thread, in the order of the work.
 
     A context manager. When it ends, whatever made it end, all work is finished and handed on first. A failure is raised
-    where the result would have been handed on; what else fails after that, or after another error, is printed.
+    where the result would have been handed on; what else fails after that, or after another error, is said.
 
     Args:
         done: takes each result, on the thread of the caller, together with which no signal takes effect.
+        say: takes each error that cannot be raised any more, on the same thread.
     """
 
-    def __init__(self, done: Callable[[T], None]) -> None:
-        self._done = done
+    def __init__(self, done: Callable[[T], None], say: Callable[[SdxlError], None]) -> None:
+        self._done, self._say = done, say
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._waiting: deque[Future[T]] = deque()
 
@@ -43,7 +43,7 @@ class Background(Generic[T]):
                 if failure is None and error is None:
                     failure = another
                 elif isinstance(another, SdxlError):
-                    print_error(another.message, another.hint)
+                    self._say(another)
         self._pool.shutdown()
         if failure is not None:
             raise failure

@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,18 @@ MANIFESTS = Path(__file__).parent / "data" / "manifests"
 
 @contextmanager
 def room_for(count: int) -> Iterator[None]:
-    """No file can grow beyond `count` bytes: what a full disk is to a program."""
+    """No file can grow beyond `count` bytes: what a full disk is to a program.
+
+    Python would leave what fits of the bytecode of modules that are imported meanwhile, and fail with it ever after.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = written
 
 
 def header_table(shapes: Mapping[str, Sequence[int]], dtype: str = "F16") -> dict[str, Any]:

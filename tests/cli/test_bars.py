@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support_files import room_for
 
 from sdxl_cli.boundary import run
 from sdxl_core.diffusion.schedules import SCHEDULES
@@ -138,6 +139,21 @@ def test_one_bar_counts_the_calls_of_both_models_up_to_the_last(
     assert counts[-1] == (100, calls, calls)
     assert "decoding a cat" in plain(seen)
     assert f"1/1 seed 7, {calls} model calls" in plain(seen)
+
+
+def test_no_bar_is_in_the_way_of_an_error(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, here_at_terminal: Callable[..., tuple[int, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with room_for(8192):
+        code, seen = here_at_terminal(
+            *("gen", "a cat", "-n", 4, "--batch-size", 4, "--preset", tiny_folder / "tiny-base.toml", "--device", "cpu")
+        )
+    assert code == 1
+    errors = [match.start() for match in re.finditer("error:", seen)]
+    assert len(errors) == 4
+    for place in errors:
+        assert seen.rindex("\x1b[?25h", 0, place) > seen.rindex("\x1b[?25l", 0, place)  # bars hide the cursor
 
 
 def test_ctrl_c_at_the_terminal(tmp_path: Path, tiny_folder: Path) -> None:

@@ -307,10 +307,37 @@ def test_where_a_latent_lies_already_that_of_a_lost_picture_is_kept_among_tempor
     mine.write_bytes(b"of another day")
     with room_for(8192):
         result = gen("a cat", "--seed", 7, "-o", "cat.png")
-    (kept,) = tmp_path.glob("sdxl-*-cat.latent.safetensors")
+    (kept,) = tmp_path.glob("sdxl-*/cat.latent.safetensors")
     assert result.code == 1
     assert f"error: cannot write cat.png: File too large; its latent is kept in {kept}\n" in result.err
     assert mine.read_bytes() == b"of another day"
     assert not Path("cat.png").exists()
     assert sdxl("decode", kept, "-o", "cat.png", "--preset", tiny_folder / "tiny-base.toml").code == 0
     assert Path("cat.png").read_bytes() == whole
+
+
+def test_a_disk_that_fills_up_amid_a_batch_leaves_the_latents_of_all_of_it(gen: Sdxl) -> None:
+    with room_for(8192):
+        result = gen("a cat", "-n", 6, "--batch-size", 6, "--seed", 7)
+    assert result.code == 1
+    kept = [f"outputs/0000{i}-{6 + i}-a-cat.latent.safetensors" for i in range(1, 7)]
+    assert sorted(map(str, Path("outputs").iterdir())) == kept
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert sorted(line.rpartition("; its latent is kept in ")[2] for line in errors) == kept
+    for i in range(4, 7):
+        start = f"error: picture {i} of 6 (seed {6 + i}, 'a cat'): the run ended before it was made; its latent is kept"
+        assert [line for line in errors if line.startswith(start)]
+
+
+@pytest.mark.parametrize("flags", [[], ["--save-latents"]])
+def test_nothing_is_written_through_a_link_out_of_the_folder_and_the_latent_is_kept_elsewhere(
+    gen: Sdxl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Path("elsewhere").mkdir()
+    Path("out").mkdir()
+    Path("out", "a-cat").symlink_to(Path("elsewhere").resolve())
+    result = gen("a cat", "-o", "out/{slug}/cat.png", *flags)
+    (kept,) = tmp_path.glob("sdxl-*/cat.latent.safetensors")
+    refused(result, 1, "lies outside out", f"its latent is kept in {kept}")
+    assert os.listdir("elsewhere") == []

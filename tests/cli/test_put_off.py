@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdxl_cli.put_off import TRIED_IN
+from sdxl_cli.put_off import TRIED_IN, UNUSED, _Finder, _Later
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +62,30 @@ def test_what_it_has_not_is_said_as_of_every_module() -> None:
         "    assert str(error) == \"module 'torch._meta_registrations' has no attribute 'nothing'\", error\n"
         "else:\n    raise SystemExit(1)\n"
     )
+
+
+@tried
+def test_functions_that_take_its_imports_for_imported_have_them() -> None:
+    run(
+        NOT_YET + "import torch._decomp\nassert torch.broadcast_shapes((2,), (3, 1)) == (3, 2)\n"
+        "import torch._refs as imported\nassert torch._refs is imported is sys.modules['torch._refs']\n"
+    )
+    run(NOT_YET + "assert torch.broadcast_shapes((2,), (3, 1)) == (3, 2) and torch._refs is sys.modules['torch._refs']")
+    run(NOT_YET + "from torch import _refs\nassert _refs.add and _refs.add is torch._refs.add\n")
+
+
+@pytest.mark.parametrize("version", ["2.11.0a0+git1", "2.14.0rc1", "2.110.0", "2", ""])
+def test_what_is_not_one_of_the_tried_releases_gets_it_at_once(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    assert _Finder().find_spec(UNUSED, torch.__path__) is None
+
+
+@pytest.mark.parametrize("version", ["2.11.0", "2.14.1+cu130", "2.11.0.post2"])
+def test_every_build_of_a_tried_release_puts_it_off(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    spec = _Finder().find_spec(UNUSED, torch.__path__)
+    assert spec is not None
+    assert isinstance(spec.loader, _Later)
 
 
 def test_a_release_that_was_not_tried_gets_it_at_once() -> None:

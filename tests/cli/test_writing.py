@@ -9,7 +9,11 @@ import pytest
 
 from sdxl_cli.boundary import Stopped, _stop
 from sdxl_cli.writing import AHEAD, Background
-from sdxl_core.errors import OutputError
+from sdxl_core.errors import OutputError, SdxlError
+
+
+def _never(error: SdxlError) -> None:
+    raise AssertionError(error)
 
 
 def test_results_come_in_order_from_the_caller_s_thread_and_all_before_the_end() -> None:
@@ -21,7 +25,7 @@ def test_results_come_in_order_from_the_caller_s_thread_and_all_before_the_end()
         return number
 
     here = threading.get_ident()
-    with Background[int](lambda number: told.append((number, threading.get_ident() == here))) as writer:
+    with Background[int](lambda number: told.append((number, threading.get_ident() == here)), _never) as writer:
         for number in range(7):
             writer.submit(lambda number=number: work(number))  # type: ignore[misc]
     assert told == [(number, True) for number in range(7)]
@@ -36,7 +40,7 @@ def test_the_caller_goes_on_until_enough_is_waiting() -> None:
     def held(number: int) -> Callable[[], int]:
         return lambda: number if gate.wait(20) else -1
 
-    with Background[int](told.append) as writer:
+    with Background[int](told.append, _never) as writer:
         for number in range(AHEAD):
             writer.submit(held(number))
         writer.collect()
@@ -49,10 +53,9 @@ def test_the_caller_goes_on_until_enough_is_waiting() -> None:
     assert told == list(range(AHEAD + 1))
 
 
-def test_a_failure_is_raised_once_all_else_is_told_and_another_one_is_printed(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_failure_is_raised_once_all_else_is_told_and_another_one_is_said() -> None:
     told: list[str] = []
+    said: list[SdxlError] = []
     gate = threading.Event()
 
     def fail(what: str) -> str:
@@ -60,7 +63,7 @@ def test_a_failure_is_raised_once_all_else_is_told_and_another_one_is_printed(
         raise OutputError(f"the disk is {what}", hint="make room")
 
     def run() -> None:
-        with Background[str](told.append) as writer:
+        with Background[str](told.append, said.append) as writer:
             writer.submit(lambda: "before")
             writer.submit(lambda: fail("full"))
             gate.set()
@@ -70,14 +73,14 @@ def test_a_failure_is_raised_once_all_else_is_told_and_another_one_is_printed(
     with pytest.raises(OutputError, match="the disk is full"):
         run()
     assert told == ["before", "after"]
-    assert capsys.readouterr().err == "error: the disk is still full\nhint: make room\n"
+    assert [(error.message, error.hint) for error in said] == [("the disk is still full", "make room")]
 
 
 def test_another_error_ends_the_run_and_what_is_made_is_told() -> None:
     told: list[str] = []
 
     def run() -> None:
-        with Background[str](told.append) as writer:
+        with Background[str](told.append, _never) as writer:
             writer.submit(lambda: "made")
             raise ZeroDivisionError
 
@@ -86,17 +89,16 @@ def test_another_error_ends_the_run_and_what_is_made_is_told() -> None:
     assert told == ["made"]
 
 
-def test_a_signal_loses_nothing_that_is_made_and_says_what_could_not_be_written(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_signal_loses_nothing_that_is_made_and_says_what_could_not_be_written() -> None:
     told: list[str] = []
+    said: list[SdxlError] = []
     gate = threading.Event()
 
     def fail() -> str:
         raise OutputError("the disk is full")
 
     def run() -> None:
-        with Background[str](told.append) as writer:
+        with Background[str](told.append, said.append) as writer:
             writer.submit(lambda: "made" if gate.wait(20) else "")
             writer.submit(fail)
             threading.Timer(0.05, gate.set).start()
@@ -111,4 +113,4 @@ def test_a_signal_loses_nothing_that_is_made_and_says_what_could_not_be_written(
         for number, handler in previous.items():
             signal.signal(number, handler)
     assert told == ["made"]
-    assert capsys.readouterr().err == "error: the disk is full\n"
+    assert [error.message for error in said] == ["the disk is full"]
