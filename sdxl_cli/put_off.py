@@ -18,8 +18,11 @@ PyTorch's compiler and exporter compute with them, and no drawing does: such ten
 TRIED_IN = {"2.11": (), "2.14": ("torch._prims",)}
 """Releases of PyTorch that draw without it -> which of its imports they want all the same; others get it at once."""
 
-_REFERENCES = "torch._refs"
-"""One of its imports, which `torch.broadcast_shapes` takes for imported."""
+_IMPORTS = "torch._prims", "torch._refs"
+"""Imports of it that code takes for imported with PyTorch: `torch.broadcast_shapes` the second, `_CIRCLE` the first."""
+
+_CIRCLE = "torch.utils._content_store"
+"""Only the first can import it, which it imports; PyTorch's compiler asks for it alone, so it is imported at once."""
 
 _RUNNING = threading.RLock()
 
@@ -58,12 +61,18 @@ class _Later(Loader):
         module.__dict__["_sdxl_run"] = self.run
         for name in self.wanted:
             import_module(name)
-        later = _Module(_REFERENCES)
-        later.__dict__["_sdxl_run"] = _become_the_import
-        vars(sys.modules["torch"]).setdefault("_refs", later)
+        later = {name: _Module(name) for name in _IMPORTS if name not in sys.modules}
+        for name, stand_in in later.items():
+            stand_in.__dict__["_sdxl_run"] = _become_the_import
+            setattr(sys.modules["torch"], name.rpartition(".")[2], stand_in)
+        sys.modules.update(later)
+        import_module(_CIRCLE)
+        for name in later:
+            del sys.modules[name]
 
 
 def _become_the_import(module: ModuleType) -> None:
+    """Run what a module stands for, which takes its place."""
     vars(module).update(vars(import_module(module.__name__)))
 
 

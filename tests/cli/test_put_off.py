@@ -74,6 +74,17 @@ def test_functions_that_take_its_imports_for_imported_have_them() -> None:
     run(NOT_YET + "from torch import _refs\nassert _refs.add and _refs.add is torch._refs.add\n")
 
 
+@tried
+@pytest.mark.parametrize("first", ["_dynamo", "utils._content_store", "_prims", "_refs"])
+def test_what_would_import_it_can_still_be_imported_first(first: str) -> None:
+    run(
+        f"import torch.{first}\nimport torch.utils._content_store as store, torch._prims, torch._refs\n"
+        "assert callable(torch._prims.sin) and callable(store.prims.sin)\n"
+        "assert all(vars(torch)[name] is sys.modules[f'torch.{name}'] for name in ('_prims', '_refs'))\n"
+        "assert callable(late.meta_mm)\n"
+    )
+
+
 @pytest.mark.parametrize("version", ["2.11.0a0+git1", "2.14.0rc1", "2.110.0", "2", ""])
 def test_what_is_not_one_of_the_tried_releases_gets_it_at_once(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", version)
