@@ -90,9 +90,10 @@ def test_head_by_head_takes_heads_of_any_width_in_any_order(
     """Also where their scale is no power of two, their features are no pairs, or do not lie side by side."""
     monkeypatch.setattr(attention, "_FEWEST_AT_A_TIME", 1)
     shape = (2, 5, 150, head_dim) if last else (2, 5, head_dim, 150)
-    q, k, v = (randn(*shape, seed=i).bfloat16() for i in range(3))
+    # Scores of deviation 9, which rounded keys would change by more than the weights' own rounding does.
+    q, k, v = ((randn(*shape, seed=i) * factor).bfloat16() for i, factor in enumerate((3, 3, 1)))
     q, k, v = (part if last else part.transpose(2, 3) for part in (q, k, v))
-    assert relative_error(head_by_head(q, k, v), formula(q, k, v)) <= 1e-2
+    assert relative_error(head_by_head(q, k, v), formula(q, k, v)) <= 5e-3
 
 
 def test_head_by_head_leaves_what_is_small_or_trained_to_the_plain_kernel() -> None:

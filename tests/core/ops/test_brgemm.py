@@ -13,7 +13,10 @@ from torch import Tensor
 
 from sdxl_core.ops.brgemm import multiply, pack, why_not
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+REASON = str(why_not())
+
+# Sums that are wrong are for the tests to find.
+pytestmark = pytest.mark.skipif(REASON != "None" and "sums are wrong" not in REASON, reason=REASON)
 
 
 @pytest.fixture(params=[1, 2, 3])
