@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sdxl_cli.put_off import put_off
-
 
 def roomy(call: Callable[[], int]) -> int:
     """Make a call from which calls may go deep for nothing.
@@ -29,8 +27,7 @@ def importing(device: str) -> Iterator[None]:
     """Around the first imports of PyTorch, which take seconds of one core.
 
     What modules are made of stays: no garbage is looked for among it, neither now nor ever after. A GPU's driver makes
-    its context on another core; where it cannot, PyTorch finds out for itself and says why. What drawing has no use
-    for does not run.
+    its context on another core; where it cannot, PyTorch finds out for itself and says why.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
@@ -42,8 +39,7 @@ def importing(device: str) -> Iterator[None]:
     opening.start()
     gc.disable()
     try:
-        with put_off():
-            yield
+        yield
     finally:
         gc.freeze()
         gc.enable()
