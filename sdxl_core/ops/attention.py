@@ -4,8 +4,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
-from math import frexp
 from types import MappingProxyType
 
 import torch
@@ -14,7 +12,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdxl_core.errors import DeviceError
-from sdxl_core.ops import brgemm
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """softmax(q k^T / sqrt(d)) v; q (b, heads, n, d), k and v (b, heads, m, d) -> (b, heads, n, d)."""
@@ -73,14 +70,14 @@ def wide_scores(q: Tensor, k: Tensor, v: Tensor, *, softmax: Softmax = _softmax)
     return out
 
 
-_SCORES_BYTES = 2**23
-"""Of the heads and queries that are attended at a time, so that their scores stay in the processor's caches."""
+_SCORES_BYTES = 2**22
+"""Of the heads that are attended at a time, so that their scores stay in the processor's caches."""
 
 _KEYS_MULTIPLE = 16
 """Numbers of keys at which products and softmax in float32 are fast: 80 take four fifths of the time of 77."""
 
-_FEWEST_SCORES, _FEWEST_AT_A_TIME = 2**17, 3 * 2**17
-"""In all heads, below which PyTorch's kernel is faster; in some, below which `brgemm` is no faster than float32."""
+_FEWEST_SCORES, _MOST_SCORES = 2**17, 2**21
+"""In all heads, below which PyTorch's kernel is faster; in one head, above which it is no slower and holds less."""
 
 
 def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -89,43 +86,27 @@ def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     PyTorch's kernel makes many small products, of 64 queries by 512 keys, and each asks oneDNN for its code.
     """
     (b, heads, n, d), m = q.shape, k.shape[2]
-    if b * heads * n * m < _FEWEST_SCORES or _trains(q, k, v):
+    if b * heads * n * m < _FEWEST_SCORES or n * m > _MOST_SCORES or _trains(q, k, v):
         return sdpa(q, k, v)
     out = q.new_empty(b, n, heads, d).transpose(1, 2)  # as the layer behind it wants it
     padded = -(-m // _KEYS_MULTIPLE) * _KEYS_MULTIPLE
     most = min(heads, max(2, _SCORES_BYTES // (4 * n * padded)))  # two at least, for as many cores
     count = -(-heads // -(-heads // most))
-    queries = min(n, max(1, _SCORES_BYTES // (4 * count * padded)))
-    scores, weights = q.new_empty(count, queries, padded, dtype=torch.float32), q.new_empty(count, queries, padded)
-    for row, first in product(range(b), range(0, heads, count)):
-        part = row, slice(first, min(first + count, heads))
-        score = _score(q[part], k[part], padded)
-        for place in range(0, n, queries):
-            theirs, into = (t[part][:, place : place + queries] for t in (q, out))
-            wide, rounded = (t[: theirs.shape[0], : theirs.shape[1]] for t in (scores, weights))
-            score(theirs, wide)
-            wide[..., m:] = -torch.inf
-            torch.softmax(wide, -1, out=wide)
-            rounded.copy_(wide)
-            torch.bmm(rounded[..., :m], v[part], out=into)
+    scores, weights = q.new_empty(count, n, padded, dtype=torch.float32), q.new_empty(count, n, padded)
+    keys = scores.new_empty(padded, count, d).transpose(0, 1)  # as the layer before has them
+    keys[:, m:] = 0
+    for row in range(b):
+        for first in range(0, heads, count):
+            part = row, slice(first, min(first + count, heads))
+            queries = q[part].to(torch.float32, copy=True).mul_(d**-0.5)
+            theirs, rounded = scores[: len(queries)], weights[: len(queries)]
+            keys[: len(queries), :m] = k[part]
+            torch.bmm(queries, keys[: len(queries)].transpose(1, 2), out=theirs)
+            theirs[..., m:] = -torch.inf
+            torch.softmax(theirs, -1, out=theirs)
+            rounded.copy_(theirs)
+            torch.bmm(rounded[..., :m], v[part], out=out[part])
     return out
-
-
-def _score(q: Tensor, k: Tensor, padded: int) -> Callable[[Tensor, Tensor], object]:
-    """What writes the scores of some of the queries q (heads, n, d) for the keys k (heads, m, d), padded with anything.
-
-    It is given those queries and where their scores go, in float32.
-    """
-    (heads, m, d), scale = k.shape, k.shape[2] ** -0.5
-    known = q.dtype == k.dtype == torch.bfloat16 and q.stride(2) == k.stride(2) == 1 and d % 2 == 0
-    exact = frexp(scale)[0] == 0.5  # a power of two
-    if known and exact and heads * q.shape[1] * m >= _FEWEST_AT_A_TIME and brgemm.why_not() is None:
-        packed = brgemm.pack(k) * scale
-        return lambda some, out: brgemm.multiply(some, packed, out)
-    keys = k.new_zeros(padded, heads, d, dtype=torch.float32).transpose(0, 1)  # as the layer before has them
-    keys[:, :m] = k
-    keys *= scale
-    return lambda some, out: torch.bmm(some.to(keys.dtype), keys.transpose(1, 2), out=out)
 
 
 def _trains(*parts: Tensor) -> bool:
