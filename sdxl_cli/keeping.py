@@ -1,6 +1,7 @@
 """The latents of pictures that cannot be made or written are kept: beside where the picture goes, else elsewhere."""
 
 import contextlib
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -51,5 +52,5 @@ def _among_temporary_files(latent: bytes, name: str) -> Path | None:
 def tell_of_latent(error: SdxlError, kept: Path) -> None:
     """Add to an error where the latent lies of a picture that could not be made or written."""
     error.message += f"; its latent is kept in {kept}"
-    again = f"'sdxl decode {kept}' makes the picture of it"
+    again = f"'sdxl decode {shlex.quote(str(kept))}' makes the picture of it"
     error.hint = f"{error.hint}; {again}" if error.hint else again

@@ -44,6 +44,13 @@ def test_beside_the_picture_if_there_is_room(spare: Path, overwrite: bool) -> No
     assert os.listdir(spare) == []
 
 
+def test_what_is_advised_can_be_pasted_into_a_shell() -> None:
+    error = OutputError("no room")
+    keep_latent(LATENT, Path("out/a cat.png"), error, overwrite=False, within=Path("out"))
+    assert error.message == "no room; its latent is kept in out/a cat.latent.safetensors"
+    assert error.hint == "'sdxl decode 'out/a cat.latent.safetensors'' makes the picture of it"
+
+
 def test_an_older_one_is_replaced_where_that_was_asked_for_alone(spare: Path) -> None:
     older = Path("out/cat.latent.safetensors")
     older.parent.mkdir()
