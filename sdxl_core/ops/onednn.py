@@ -26,7 +26,7 @@ _POINTWISE = (0, 0), (1, 1), (1, 1), 1
 """Padding, stride, dilation and groups of such a convolution."""
 
 
-def packed_linear(weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> "PackedLinear | PackedPointwise":
+def packed_linear(weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> "PackedLinear":
     """What a linear layer gives, by what is fastest for its size; the arguments are those of either layer."""
     d_out, d_in = weight.shape
     convolves = weight.dtype == torch.bfloat16 and d_in in _INPUTS and d_out in _OUTPUTS
@@ -46,7 +46,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
         self._after = ("gelu", "none") if gelu else ("none", "")
-        self._packed = False
+        self._rows = 0  # for which the weights lie right; none yet
 
     def forward(self, x: Tensor, *, factor: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         """Map x.
@@ -57,10 +57,10 @@ class PackedLinear(nn.Module):
             added: (..., d_out) that is added to the result before it is rounded, and may be written over; not beside
                 a factor.
         """
-        if not self._packed:
-            rows = x.numel() // x.shape[-1]
+        if not self._rows:
             size = self._weight.nbytes
-            self._weight, self._packed = _ops._reorder_linear_weight(self._weight.contiguous(), rows), True
+            self._rows = x.numel() // x.shape[-1]
+            self._weight = _ops._reorder_linear_weight(self._weight.contiguous(), self._rows)
             FREED.add(size)
         out: Tensor
         if factor is not None:
@@ -72,20 +72,8 @@ class PackedLinear(nn.Module):
         return out
 
 
-class PackedPointwise(nn.Module):
-    """The same as a 1x1 convolution of a map whose only line has the rows for pixels.
-
-    Args:
-        weight: (d_out, d_in), bfloat16.
-        bias: (d_out,) or None.
-        gelu: apply the exact GELU to the result, before it is rounded.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> None:
-        super().__init__()
-        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
-        self._after = ("gelu", "none") if gelu else ("none", "")
-        self._features, self._rows = weight.shape, 0
+class PackedPointwise(PackedLinear):
+    """The same, of bfloat16, as a 1x1 convolution of a map whose only line has the rows for pixels."""
 
     def forward(self, x: Tensor, *, factor: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         """As `PackedLinear`'s."""
@@ -109,7 +97,7 @@ class PackedPointwise(nn.Module):
             self._weight = _pointwise(self._weight.contiguous(), rows)
             FREED.add(size)
         # oneDNN itself would go from one layout to the other value by value, and at every call.
-        elif _layout(self._weight) != _pointwise_layout(self._features, rows):
+        elif _layout(self._weight) != _pointwise_layout(self._weight.shape[:2], rows):
             self._weight = _pointwise(self._weight.to_dense(), rows)
         self._rows = rows
 
