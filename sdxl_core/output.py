@@ -61,7 +61,7 @@ def whole_file(path: Path, *, overwrite: bool = False, within: Path | None = Non
     """
     temporary = path.with_name(_temporary_name())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
         if within is not None and not path.parent.resolve().is_relative_to(within.resolve()):
             raise OutputError(f"{path} lies outside {within}")
         with open(temporary, "xb") as file:
@@ -73,6 +73,13 @@ def whole_file(path: Path, *, overwrite: bool = False, within: Path | None = Non
         raise OutputError(f"cannot write {path}: {e.strerror or e}") from None
     finally:
         _remove(temporary)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OutputError(f"cannot write {path}: {path.parent} is a file, not a folder") from None
 
 
 def write_whole(path: Path, data: bytes, *, overwrite: bool = False, within: Path | None = None) -> None:

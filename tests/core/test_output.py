@@ -96,6 +96,16 @@ def test_a_directory_that_cannot_be_is_refused_early(tmp_path: Path) -> None:
         prepare_directory(tmp_path / "file" / "below")
 
 
+def test_a_file_in_the_place_of_a_folder_is_no_taken_name(tmp_path: Path) -> None:
+    """Else the next free name is tried, and the next, and none is better."""
+    (tmp_path / "out").touch()
+    for path in tmp_path / "out" / "cat.png", tmp_path / "out" / "below" / "cat.png":
+        with pytest.raises(OutputError, match=r"cannot write .*cat\.png: ") as refusal:
+            write_whole(path, b"a cat")
+        assert not isinstance(refusal.value, NameTakenError)
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_temporary_files_of_the_dead_are_swept_and_those_of_the_living_kept(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
