@@ -12,7 +12,7 @@ from sdxl_cli.boundary import SOME_FAILED, Stopped
 from sdxl_cli.console import Console, counted, print_error, shorten
 from sdxl_cli.flags import DrawFlags
 from sdxl_cli.jobs import Job, Run, describe_failure
-from sdxl_cli.keeping import beside, keep_latent, tell_of_latent
+from sdxl_cli.keeping import Latents, beside
 from sdxl_cli.machine import resolve_machine
 from sdxl_cli.recording import Hashes, device_name
 from sdxl_cli.refiners import resolve_residence
@@ -23,7 +23,6 @@ from sdxl_core.batching import batches, total_calls
 from sdxl_core.canvas import Canvas
 from sdxl_core.errors import MemoryExhaustedError, NumericsError, OutputError, SdxlError
 from sdxl_core.latent_files import SavedLatent, encode_latent
-from sdxl_core.naming import Names
 from sdxl_core.output import NameTakenError, prepare_directory, write_whole
 from sdxl_core.picture_files import PictureError
 from sdxl_core.plan import Plan
@@ -163,9 +162,12 @@ class _Artist:
     view: View
     hashes: Hashes
     tally: _Tally
+    latents: Latents = field(init=False)
     writer: Background[_Written] = field(init=False)
 
     def __post_init__(self) -> None:
+        latents = Latents(self.run.names, self.flags.save_latents, self.flags.overwrite)
+        object.__setattr__(self, "latents", latents)
         object.__setattr__(self, "writer", Background(self._report, self._say))
 
     def draw_all(self) -> None:
@@ -254,7 +256,7 @@ class _Artist:
         """Make the picture; what follows is left to the writer, which may not hold on to the model."""
         began, record = time.monotonic(), self._record(job, sampled)
         if self.flags.save_latents:
-            job = self._save_latent(job, sampled, record)
+            job = self.latents.save(_latent_file(sampled.latents, sampled.canvases, record), job)
         picture = self._decode(job, sampled, record)
         latent = partial(_latent_file, sampled.latents.cpu(), sampled.canvases, record)
         seconds = sampled.seconds + time.monotonic() - began
@@ -267,35 +269,14 @@ class _Artist:
         try:
             return decode(sampled.engine, sampled.latents, decoding=job.plan.decoding, reporter=self.view)[0]
         except (NumericsError, MemoryExhaustedError) as error:
-            self.writer.wait()
-            if self.flags.save_latents:
-                tell_of_latent(error, beside(job.path))
-            else:
-                data = _latent_file(sampled.latents, sampled.canvases, record)
-                self._keep(data, self._rename_if_taken(job), error)
+            self.latents.tell(partial(_latent_file, sampled.latents, sampled.canvases, record), job, error)
             raise
-
-    def _save_latent(self, job: Job, sampled: "_Sampled", record: Callable[[], Record | None]) -> Job:
-        """Write the latent beside where the picture goes; the job under the name that was free for both."""
-        job = self._rename_if_taken(job)
-        data = _latent_file(sampled.latents, sampled.canvases, record)
-        directory = self.run.names.destination.directory
-        try:
-            write_whole(beside(job.path), data, overwrite=self.flags.overwrite, within=directory)
-        except OutputError as error:
-            self._keep(data, job, error)
-            raise
-        return job
 
     def _leave(self, job: Job, sampled: "_Sampled") -> None:
         """Keep the latent of a picture that is drawn and will not be made, since the run ends before it."""
         error = OutputError("the run ended before it was made")
-        self._keep(_latent_file(sampled.latents, sampled.canvases, self._record(job, sampled)), job, error)
+        self.latents.keep(_latent_file(sampled.latents, sampled.canvases, self._record(job, sampled)), job, error)
         self._say(self._of_picture(job, error))
-
-    def _keep(self, latent: bytes, job: Job, error: SdxlError) -> None:
-        directory = self.run.names.destination.directory
-        keep_latent(latent, job.path, error, overwrite=self.flags.overwrite, within=directory)
 
     def _record(self, job: Job, sampled: "_Sampled") -> Callable[[], Record | None]:
         """What a file says of how it was made."""
@@ -314,33 +295,32 @@ class _Artist:
         calls: int,
         seconds: float,
     ) -> _Written:
-        """Under the promised name, or the next free one if another program took it meanwhile; beside the next picture.
+        """The file of a picture, beside the drawing of the next one; where it cannot be written its latent is kept."""
+        made_by, began = record(), time.monotonic()
+        try:
+            for canvas in canvases:
+                picture = canvas.finish(picture)
+            data = encode_picture(picture, self.run.names.destination.format, made_by)
+            path = self._publish(job, data)
+        except OutputError as error:
+            self.latents.tell(latent, job, error)
+            raise
+        return _Written(job, path, data, calls, seconds + time.monotonic() - began)
 
-        Names are handed out here alone while this runs.
+    def _publish(self, job: Job, data: bytes) -> Path:
+        """Write it under the promised name, or the next free one if another program took it meanwhile.
+
+        Names are handed out here alone while this runs, unless latents are saved, which have the name then.
         """
-        made_by, began, names = record(), time.monotonic(), self.run.names
-        for canvas in canvases:
-            picture = canvas.finish(picture)
-        data = encode_picture(picture, names.destination.format, made_by)
+        names, path = self.run.names, job.path
         while True:
             try:
-                write_whole(job.path, data, overwrite=self.flags.overwrite, within=names.destination.directory)
-                return _Written(job, job.path, data, calls, seconds + time.monotonic() - began)
-            except OutputError as error:
-                if self.flags.save_latents:
-                    tell_of_latent(error, beside(job.path))
-                elif isinstance(error, NameTakenError) and _counts(names):
-                    job = replace(job, path=names.next(job.fields))
-                    continue
-                else:
-                    self._keep(latent(), job, error)
-                raise
-
-    def _rename_if_taken(self, job: Job) -> Job:
-        taken = any(path.exists() for path in (job.path, beside(job.path)))
-        if not taken or self.flags.overwrite or not _counts(self.run.names):
-            return job
-        return replace(job, path=self.run.names.next(job.fields))
+                write_whole(path, data, overwrite=self.flags.overwrite, within=names.destination.directory)
+                return path
+            except NameTakenError:
+                if self.flags.save_latents or not names.destination.template.has_fields:
+                    raise
+                path = names.next(job.fields)
 
     def _report(self, written: _Written) -> None:
         self.tally.done += 1
@@ -355,9 +335,11 @@ class _Artist:
                 self.console.data(str(written.path))
 
     def _fail(self, job: Job, error: SdxlError) -> None:
-        self.writer.wait()  # so that the pictures before this one are said first
         self.tally.failures.append(error)
-        self._say(self._of_picture(job, error))
+        try:
+            self.writer.wait()  # so that the pictures before this one are said first
+        finally:
+            self._say(self._of_picture(job, error))
 
     def _of_picture(self, job: Job, error: SdxlError) -> SdxlError:
         """The error, with the picture that it befell."""
@@ -372,10 +354,6 @@ class _Artist:
 def _latent_file(latents: "Tensor", canvases: Sequence[Canvas], record: Callable[[], Record | None]) -> bytes:
     """The file of one picture's latent."""
     return encode_latent(latents[0].float().cpu().numpy(), record(), canvases[0].frame if canvases else None)
-
-
-def _counts(names: Names) -> bool:
-    return names.destination.template.has_fields
 
 
 def _facts(written: _Written, latents: bool) -> dict[str, Any]:

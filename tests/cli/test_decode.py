@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,35 @@ def test_a_picture_that_finds_no_room_leaves_its_latent_and_says_where(
     assert f"hint: 'sdxl decode {kept}' makes the picture of it\n" in result.err
     assert sdxl("decode", kept, *preset).code == 0
     assert Path("outputs/00001-7-a-cat.png").read_bytes() == good
+
+
+def test_no_latent_is_lost_where_one_picture_cannot_be_made_and_the_one_before_it_cannot_be_written(
+    sdxl: Sdxl, tiny_folder: Path, tmp_path: Path, preset: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tensors = load_tensors(tiny_folder / "tiny_base.safetensors")
+    tensors["first_stage_model.post_quant_conv.weight"] *= 1e14  # its squares are beyond float32, for one latent
+    save_tensors(tensors, tmp_path / "narrow.safetensors")
+    for name, value in ("small", 0.1), ("large", 1e8):
+        save_file({"latent": np.full((4, 8, 8), value, np.float32)}, f"{name}.safetensors")
+    Path("out").mkdir()
+    Path("out", "small").touch()  # where a folder is wanted
+    result = sdxl(
+        *("img2img", "small.safetensors", "large.safetensors", "a cat", "--strength", 0.4, "-b", 2, "--dtype", "fp32"),
+        *(*preset, "--vae", tmp_path / "narrow.safetensors", "-o", "out/{source}/cat.png", "--seed", 7),
+    )
+    (unwritten,) = tmp_path.glob("sdxl-*/cat.latent.safetensors")
+    unmade = Path("out/large/cat.latent.safetensors")
+    assert (result.code, result.out) == (1, "")
+    errors = [line.partition("error: ")[2] for line in result.err.splitlines() if line.startswith("error: ")]
+    assert errors[0].startswith("picture 2 of 2 (seed 7, 'a cat'): the decoded picture is not finite")
+    assert errors[0].endswith(f"; its latent is kept in {unmade}")
+    assert errors[1].startswith("cannot write out/small/cat.png: ")
+    assert errors[1].endswith(f"; its latent is kept in {unwritten}")
+    assert len(errors) == 2
+    for latent in unwritten, unmade:
+        model = Path(os.environ["SDXL_MODELS"]) / "tiny_base.safetensors"
+        assert sdxl("decode", latent, *preset, "--vae", model, "-o", "again/{index}.png").code == 0
 
 
 def test_one_bad_latent_does_not_stop_the_others(sdxl: Sdxl, latent: Path, preset: list[object]) -> None:
