@@ -24,7 +24,8 @@ from sdxl_core import passes
 from sdxl_core.config import FirstStageConfig, NetworkConfig
 from sdxl_core.engine import Engine
 from sdxl_core.models.autoencoder import AutoencoderKL
-from sdxl_core.models.fused_unet import FusedTransformerBlock, NetworkKernels, never_woven
+from sdxl_core.models.fused_transformer import FusedTransformerBlock
+from sdxl_core.models.network_kernels import NetworkKernels, never_woven
 from sdxl_core.models.unet import UNet
 from sdxl_core.ops.attention import BACKENDS
 from sdxl_core.passes import apply_passes

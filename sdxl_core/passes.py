@@ -31,14 +31,10 @@ from sdxl_core.models.fused import (
     join_text,
 )
 from sdxl_core.models.fused_autoencoder import FirstStageKernels, JoinedUpsample, fuse_first_stage
-from sdxl_core.models.fused_unet import (
-    FusedTransformerBlock,
-    NetworkKernels,
-    added_in_place,
-    fuse_norms,
-    fuse_transformers,
-)
+from sdxl_core.models.fused_transformer import FusedTransformerBlock, fuse_transformers
+from sdxl_core.models.fused_unet import fuse_norms
 from sdxl_core.models.graphs import Graphed, graphed_tower
+from sdxl_core.models.network_kernels import NetworkKernels, added_in_place
 from sdxl_core.models.safe_half import carry_small
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
 from sdxl_core.models.winograd_blocks import WinogradKernels, gains_by_sums, sum_convolutions

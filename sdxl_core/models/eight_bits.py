@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sdxl_core.models.fused import FusedSelfAttention
-from sdxl_core.models.fused_unet import FusedGEGLU, FusedTransformerBlock
+from sdxl_core.models.fused_transformer import FusedGEGLU, FusedTransformerBlock
 from sdxl_core.models.transformer import CrossAttention
 from sdxl_core.ops import fp8
 from sdxl_core.ops.fp8 import Kernels

@@ -39,6 +39,19 @@ def replace_layers(module: nn.Module, replacement: Replacement) -> None:
             setattr(module, name, other)
 
 
+def wide_bias(layer: nn.Module) -> Tensor:
+    """A layer's bias in float32 at least, so that biases can be added without rounding each."""
+    assert isinstance(layer.bias, Tensor)
+    bias = layer.bias.detach()
+    return bias.to(torch.promote_types(bias.dtype, torch.float32))
+
+
+def as_linear(layer: nn.Module) -> nn.Linear:
+    """A layer that is held as any and is a linear one."""
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
 def sinusoid(values: Tensor, features: int, max_period: float = 10000.0) -> Tensor:
     """Cosines, then sines, of each value at geometrically falling frequencies (Vaswani et al. 2017, section 3.5).
 

@@ -20,13 +20,9 @@ from sdxl_core.guider_config import FreeUConfig, GuiderConfig, PagConfig, SagCon
 from sdxl_core.models import winograd_blocks
 from sdxl_core.models.eight_bits import EightBitBlock
 from sdxl_core.models.fused import DecoderPhaseUpsample, PhaseUpsample, Remembered, SmallMapNorm, join_text
-from sdxl_core.models.fused_unet import (
-    FusedSpatialTransformer,
-    NetworkKernels,
-    added_in_place,
-    fuse_norms,
-    fuse_transformers,
-)
+from sdxl_core.models.fused_transformer import FusedSpatialTransformer, fuse_transformers
+from sdxl_core.models.fused_unet import fuse_norms
+from sdxl_core.models.network_kernels import NetworkKernels, added_in_place
 from sdxl_core.models.transformer import TransformerBlock
 from sdxl_core.models.unet import Upsample
 from sdxl_core.ops import fp8, winograd

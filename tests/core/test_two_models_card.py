@@ -33,8 +33,10 @@ from sdxl_core.errors import MemoryExhaustedError
 from sdxl_core.models import winograd_blocks
 from sdxl_core.models.autoencoder import AutoencoderKL
 from sdxl_core.models.fused import FusedSelfAttention, PhaseUpsample, join_text
-from sdxl_core.models.fused_unet import NetworkKernels, added_in_place, fuse_norms, fuse_transformers
+from sdxl_core.models.fused_transformer import fuse_transformers
+from sdxl_core.models.fused_unet import fuse_norms
 from sdxl_core.models.graphs import Graphed
+from sdxl_core.models.network_kernels import NetworkKernels, added_in_place
 from sdxl_core.models.transformer import TransformerBlock
 from sdxl_core.models.unet import UNet, Upsample
 from sdxl_core.models.winograd_blocks import SummedConv, SummedDoubling, WinogradKernels, sum_convolutions

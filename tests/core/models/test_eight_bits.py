@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sdxl_core.models.eight_bits import EightBitBlock
 from sdxl_core.models.fused import FusedSelfAttention, Remembered
-from sdxl_core.models.fused_unet import FusedSpatialTransformer, FusedTransformerBlock, NetworkKernels, added_in_place
+from sdxl_core.models.fused_transformer import FusedSpatialTransformer, FusedTransformerBlock
+from sdxl_core.models.network_kernels import NetworkKernels, added_in_place
 from sdxl_core.models.transformer import AttendMap, SpatialTransformer, TransformerBlock
 from sdxl_core.ops.attention import Attention, sdpa
 from sdxl_core.ops.fp8 import FP8, WRITTEN_OUT, Kernels

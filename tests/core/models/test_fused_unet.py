@@ -27,15 +27,9 @@ from sdxl_core.devices import settle_arithmetic
 from sdxl_core.diffusion.touches import own_values
 from sdxl_core.models import winograd_blocks
 from sdxl_core.models.fused import FusedSelfAttention, PhaseUpsample, Remembered
-from sdxl_core.models.fused_unet import (
-    DoublingUpsample,
-    FusedGEGLU,
-    Gated,
-    NetworkKernels,
-    added_in_place,
-    fuse_norms,
-    fuse_transformers,
-)
+from sdxl_core.models.fused_transformer import FusedGEGLU, fuse_transformers
+from sdxl_core.models.fused_unet import DoublingUpsample, fuse_norms
+from sdxl_core.models.network_kernels import Gated, NetworkKernels, added_in_place
 from sdxl_core.models.transformer import GEGLU, TransformerBlock
 from sdxl_core.models.unet import ResBlock, UNet, Upsample
 from sdxl_core.models.winograd_blocks import (
