@@ -16,6 +16,7 @@ from sdxl_core.compat import WORDS, Conventions, empty_negative
 from sdxl_core.config import DiscretizationConfig
 from sdxl_core.diffusion.samplers import SAMPLERS
 from sdxl_core.flops import Work
+from sdxl_core.output import check_directory
 from sdxl_core.plan import Plan
 from sdxl_core.work import Part, network_rows, plan_work
 
@@ -25,7 +26,9 @@ def show_run(run: Run, flags: DrawFlags, console: Console) -> None:
 
     Raises:
         DeviceError: drawing would refuse at once what is asked of this machine.
+        OutputError: it would find at once that it cannot write where the pictures go.
     """
+    check_directory(run.names.destination.directory)
     _require_machine(run, flags)
     if flags.as_json:
         for job in run.jobs:

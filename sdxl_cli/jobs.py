@@ -27,7 +27,7 @@ from sdxl_cli.places import models_folders, pull_hint
 from sdxl_cli.prompts import STDIN, gather_prompts
 from sdxl_cli.refiners import Refiner, describe_handover, resolve_refiner
 from sdxl_cli.schedules import parse_schedule, read_sigmas
-from sdxl_core.checkpoints.check import check_model, differences
+from sdxl_core.checkpoints.check import check_model, differences, first_stage_prefix
 from sdxl_core.checkpoints.detect import Detection, detect
 from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.header import read_header
@@ -122,7 +122,7 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pict
     Raises:
         UsageError: a flag, a prompt or a preset that cannot be honoured.
         PictureError: no picture that can be used.
-        CheckpointError: a model file that is missing or of the wrong kind.
+        CheckpointError: a model file that is missing or of the wrong kind, or a --vae without one.
         OutputError: a file name that is taken.
     """
     for name, value in (("--count", flags.count), ("--batch-size", flags.batch_size)):
@@ -148,7 +148,7 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pict
         )
     vae_path = None if flags.vae is None else find_file(flags.vae, models_folders())
     if vae_path is not None:
-        read_header(vae_path)
+        first_stage_prefix(read_header(vae_path))
     refiner = resolve_refiner(flags, preset)
     wanted: list[tuple[str, Start | None]] = [(prompt, None) for prompt in prompts]
     if pictures is not None:

@@ -9,11 +9,12 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from sdxl_core.errors import OutputError
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_NO_FOLDER = "it is a file, not a folder"
 
 
 class NameTakenError(OutputError):
@@ -21,6 +22,19 @@ class NameTakenError(OutputError):
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path} exists already", hint="give another name, or --overwrite")
+
+
+def check_directory(directory: Path) -> None:
+    """Refuse a directory of which a look tells that it cannot be made or written to; nothing is touched.
+
+    Raises:
+        OutputError: a file is in the way, or writing is not allowed there.
+    """
+    place = next((path for path in (directory, *directory.parents) if os.path.exists(path)), None)
+    if place is not None and not place.is_dir():
+        _refuse(directory, _NO_FOLDER if place == directory else os.strerror(errno.ENOTDIR))
+    if place is not None and not os.access(place, os.W_OK | os.X_OK):
+        _refuse(directory, os.strerror(errno.EACCES))
 
 
 def prepare_directory(directory: Path) -> None:
@@ -37,11 +51,15 @@ def prepare_directory(directory: Path) -> None:
             f.flush()
             os.fsync(f.fileno())
     except OSError as e:
-        reason = "it is a file, not a folder" if isinstance(e, FileExistsError) else e.strerror or e
-        raise OutputError(f"cannot write to {directory}: {reason}", hint="choose another place") from None
+        reason = _NO_FOLDER if isinstance(e, FileExistsError) else e.strerror or e
+        _refuse(directory, str(reason))
     finally:
         _remove(probe)
     _sweep(directory)
+
+
+def _refuse(directory: Path, reason: str) -> NoReturn:
+    raise OutputError(f"cannot write to {directory}: {reason}", hint="choose another place") from None
 
 
 @contextlib.contextmanager

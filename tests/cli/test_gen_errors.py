@@ -217,6 +217,27 @@ def test_a_dry_run_refuses_what_this_machine_has_not_as_drawing_does(gen: Sdxl, 
     assert gen(*run, "--dry-run", "--json").err == drawn.err
 
 
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ("-o file", 1, "cannot write to file: it is a file, not a folder"),
+        ("-o file/below/cat.png", 1, "cannot write to file/below: Not a directory"),
+        ("--vae tiny_basa", 4, "did you mean tiny_base?"),
+        ("--vae lora.safetensors", 4, "lora.safetensors: no VAE in the original layout"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_look_at_the_files_tells_as_drawing_does(
+    gen: Sdxl, flags: str, code: int, words: str
+) -> None:
+    Path("file").touch()
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, "lora.safetensors")
+    run = ("a cat", "--seed", 7, *flags.split())
+    drawn, shown = gen(*run), gen(*run, "--dry-run")
+    refused(drawn, code, words)
+    assert "loading" not in drawn.err
+    assert (shown.code, shown.out, shown.err) == (drawn.code, "", drawn.err)
+
+
 def test_a_pipe_as_a_model_does_not_hang(sdxl: Sdxl) -> None:
     os.mkfifo("model.safetensors")
     refused(sdxl("gen", "a cat", "--model", "model.safetensors"), 4, "not a regular file")
@@ -314,6 +335,13 @@ def test_where_a_latent_lies_already_that_of_a_lost_picture_is_kept_among_tempor
     assert not Path("cat.png").exists()
     assert sdxl("decode", kept, "-o", "cat.png", "--preset", tiny_folder / "tiny-base.toml").code == 0
     assert Path("cat.png").read_bytes() == whole
+
+
+def test_a_record_that_does_not_fit_into_the_format_leaves_the_latent(gen: Sdxl) -> None:
+    Path("long.txt").write_text("cat " * 9000)
+    result = gen("--prompts", "long.txt", "--seed", 7, "-o", "cat.jpg")
+    refused(result, 1, "the record does not fit into a jpg file", "its latent is kept in cat.latent.safetensors")
+    assert os.path.getsize("cat.latent.safetensors") > 36_000  # with the record
 
 
 def test_a_disk_that_fills_up_amid_a_batch_leaves_the_latents_of_all_of_it(gen: Sdxl) -> None:

@@ -10,7 +10,7 @@ import pytest
 from support_files import room_for
 
 from sdxl_core.errors import OutputError
-from sdxl_core.output import NameTakenError, prepare_directory, whole_file, write_whole
+from sdxl_core.output import NameTakenError, check_directory, prepare_directory, whole_file, write_whole
 
 
 def test_a_file_is_written_with_the_usual_mode_and_nothing_else(tmp_path: Path) -> None:
@@ -94,6 +94,28 @@ def test_a_directory_that_cannot_be_is_refused_early(tmp_path: Path) -> None:
         prepare_directory(tmp_path / "file")
     with pytest.raises(OutputError, match="cannot write to"):
         prepare_directory(tmp_path / "file" / "below")
+
+
+def test_what_a_look_at_a_directory_tells_is_what_writing_to_it_would(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for name in "file", "file/below", "file/far/below":
+        with pytest.raises(OutputError) as looked:
+            check_directory(tmp_path / name)
+        with pytest.raises(OutputError) as tried:
+            prepare_directory(tmp_path / name)
+        assert (looked.value.message, looked.value.hint) == (tried.value.message, tried.value.hint)
+    for name in "folder", "new", "new/below":
+        check_directory(tmp_path / name)
+    check_directory(Path("outputs/of/another/day"))
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_directory_that_may_not_be_written_is_seen_by_a_look(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="Permission denied"):
+        check_directory(tmp_path / "below")
 
 
 def test_a_file_in_the_place_of_a_folder_is_no_taken_name(tmp_path: Path) -> None:
