@@ -272,16 +272,21 @@ def refiner_of(pictures: Pictures) -> str:
 
 
 def _recorded(path: Path, key: str) -> object:
-    """What the plan in a file's record says under a key; None without one."""
+    """What the plan in a file's record says under a key; None without one.
+
+    Raises:
+        SdxlError: the file is missing or damaged, or no picture and no latent.
+    """
     if path.suffix == LATENT:
         record = read_latent(path).record
         return None if record is None else getattr(record.plan, key)
     try:
-        plan = (read_record(path).record or {}).get("plan")
+        found = read_record(path)
     except PictureError:
-        if not path.exists():  # said at once, and not as a missing refiner or prompt
-            raise
-        return None
+        found = None  # perhaps of a format whose records are not read
+    if found is None or found.problems:
+        read_picture(path)  # whether it can be used is said at once, and not that its refiner or prompt is missing
+    plan = None if found is None else (found.record or {}).get("plan")
     return plan.get(key) if isinstance(plan, dict) else None
 
 
@@ -341,8 +346,10 @@ def matching(argument: str) -> list[Path]:
     """The files that an argument means: one by its name, or all that a pattern matches.
 
     Raises:
-        UsageError: a pattern that nothing matches.
+        UsageError: a pattern that nothing matches, or no name at all.
     """
+    if not argument:
+        raise UsageError("the name of a file is empty", hint="perhaps a variable of the shell is not set")
     if Path(argument).exists() or not glob.has_magic(argument):
         return [Path(argument)]
     found = _found(argument)

@@ -17,7 +17,7 @@ DEFAULT_DIRECTORY = "outputs"
 DEFAULT_TEMPLATE = "{index:05d}-{seed}-{slug}"
 
 FORMATS = {"png": (".png",), "jpg": (".jpg", ".jpeg"), "webp": (".webp",)}
-_OTHER_PICTURES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".ppm", ".svg"}
+OTHER_PICTURES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".ppm", ".svg"}
 
 _NUMBERS = ("index", "seed", "width", "height", "steps")
 _WORDS = ("slug", "prompt", "sampler", "preset", "source", "date", "time")
@@ -185,7 +185,7 @@ def resolve_destination(output: str | None, format: str | None = None) -> Destin
     path = Path(text)
     suffix = path.suffix.lower()
     is_directory = os.path.isdir(path)  # Path.is_dir raises for a name that is too long
-    if suffix in _OTHER_PICTURES and not is_directory:
+    if suffix in OTHER_PICTURES and not is_directory:
         raise UsageError(f"pictures cannot be written as {suffix}", hint=f"use one of {', '.join(FORMATS)}")
     known = next((name for name, suffixes in FORMATS.items() if suffix in suffixes), None)
     is_name = "{" in text or "}" in text or known is not None

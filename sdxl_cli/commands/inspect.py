@@ -1,6 +1,7 @@
 """`sdxl inspect`: what a model file, a picture or a latent says about itself."""
 
 import os
+import shlex
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -58,8 +59,8 @@ def _inspect(console: Console, file: str, hashed: bool, tensors: bool, raw: bool
 
     path = _find(file)
     if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder", hint=f"give its files: sdxl inspect {path}/*")
-    if picture_format(_first_bytes(path)) is not None:
+        raise CheckpointError(f"{path}: is a folder", hint=f"give its files: sdxl inspect {shlex.quote(str(path))}/*")
+    if picture_format(_first_bytes(path)) is not None or _called_a_picture(path):
         from sdxl_cli.describe_picture import describe_picture
 
         describe_picture(console, path, hashed, raw, as_json)
@@ -80,18 +81,23 @@ def _find(file: str) -> Path:
     """
     from sdxl_cli.places import models_folders
     from sdxl_core.checkpoints.find import find_file
-    from sdxl_core.naming import FORMATS
     from sdxl_core.picture_files import PictureError
     from sdxl_core.unknown import suggestion
 
     path = Path(file).expanduser()
-    if path.suffix.lower() not in chain(*FORMATS.values()) or os.path.lexists(path):
+    if not _called_a_picture(path) or os.path.lexists(path):
         return find_file(file, models_folders())
     folder = path.parent
     if not folder.is_dir():
         raise PictureError(f"{path}: no such file, for there is no folder {folder}")
     beside = [name for name in os.listdir(folder) if name.endswith(path.suffix)]
     raise PictureError(f"{path}: no such file{suggestion(path.name, beside)}", hint=f"looked in {folder.resolve()}")
+
+
+def _called_a_picture(path: Path) -> bool:
+    from sdxl_core.naming import FORMATS, OTHER_PICTURES
+
+    return path.suffix.lower() in {*chain(*FORMATS.values()), *OTHER_PICTURES}
 
 
 def _first_bytes(path: Path) -> bytes:

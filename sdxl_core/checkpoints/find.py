@@ -78,9 +78,11 @@ def find_file(name_or_path: str | Path, folders: Sequence[Path], *, hint: str | 
         hint: what to do if it is missing; None suggests near names and says where it was looked for.
 
     Raises:
-        CheckpointError: there is no such file.
+        CheckpointError: there is no such file, or no name.
     """
     text = os.path.expanduser(name_or_path)
+    if not text:
+        raise CheckpointError("the name of a model file is empty", hint="perhaps a variable of the shell is not set")
     direct = Path(text)
     if direct.is_absolute() or _exists(direct):
         if _exists(direct):

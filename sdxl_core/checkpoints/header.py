@@ -124,10 +124,13 @@ def read_header(path: str | Path) -> Header:
     path = Path(path)
     with open_checkpoint(path) as file:
         size = os.fstat(file.fileno()).st_size
-        start = file.read(512)
-        length = _header_length(path, start, size)
-        file.seek(8)
-        raw = _read_all(file, length)
+        try:
+            start = file.read(512)
+            length = _header_length(path, start, size)
+            file.seek(8)
+            raw = _read_all(file, length)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if len(raw) < length:
         raise CheckpointError(f"{path}: shrank while it was read", hint="wait until it is written, then try again")
     return _parse(raw, path, size)

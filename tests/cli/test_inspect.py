@@ -132,7 +132,11 @@ def test_several_files_are_told_apart(sdxl: Sdxl) -> None:
         ("none.png", 1, "error: none.png: no such file; did you mean torn.png?\nhint: looked in "),
         ("gone/none.jpg", 1, "error: gone/none.jpg: no such file, for there is no folder gone\n"),
         ("empty.safetensors", 4, "empty"),
-        ("folder", 4, "error: folder: is a folder\nhint: give its files: sdxl inspect folder/*\n"),
+        ("a folder", 4, "error: a folder: is a folder\nhint: give its files: sdxl inspect 'a folder'/*\n"),
+        ("", 4, "error: the name of a model file is empty\nhint: perhaps a variable of the shell is not set\n"),
+        ("text.png", 1, "error: text.png: not a PNG, JPEG or WebP picture\n"),
+        ("text.tiff", 1, "error: text.tiff: not a PNG, JPEG or WebP picture\n"),
+        ("gone.bmp", 1, "error: gone.bmp: no such file\nhint: looked in "),
         ("pipe", 4, "not a regular file"),
         ("text.txt", 4, "not a safetensors file"),
         ("torn.png", 0, "cut off"),
@@ -140,9 +144,10 @@ def test_several_files_are_told_apart(sdxl: Sdxl) -> None:
 )
 def test_what_cannot_be_described(sdxl: Sdxl, name: str, code: int, word: str) -> None:
     Path("empty.safetensors").touch()
-    Path("folder").mkdir()
+    Path("a folder").mkdir()
     os.mkfifo("pipe")
-    Path("text.txt").write_text("words " * 20)
+    for ending in "txt", "png", "tiff":
+        Path(f"text.{ending}").write_text("words " * 20)
     Path("torn.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     result = sdxl("inspect", name)
     assert result.code == code

@@ -203,3 +203,19 @@ def test_a_file_that_is_not_there_is_said_before_a_refiner_that_is_missing(sdxl:
     assert result.code != 0
     assert "nothere.png" in result.err
     assert "sdxl pull" not in result.err
+
+
+@pytest.mark.parametrize("flags", [[], ["--prompt", "x"]])
+def test_a_file_that_cannot_be_used_is_said_before_a_refiner_that_is_missing(
+    sdxl: Sdxl, drawn: Path, flags: list[str]
+) -> None:
+    Image.new("RGB", (64, 64), "red").save("whole.bmp")
+    Path("text.png").write_text("no picture")
+    Path("cut.png").write_bytes(drawn.read_bytes()[:-100])
+    Path("cut.bmp").write_bytes(Path("whole.bmp").read_bytes()[:-100])
+    for file in "text.png", "cut.png", "cut.bmp", "":
+        result = sdxl("refine", file, *flags)
+        assert (result.code, result.out, result.err.count("error: ")) == (1 if file else 2, "", 1)
+        assert (f"error: {file}: " if file else "error: the name of a file is empty\n") in result.err
+        assert "sdxl pull" not in result.err
+    assert "sdxl pull sdxl-refiner-1.0" in sdxl("refine", "whole.bmp", "--prompt", "x").err

@@ -143,6 +143,10 @@ def test_pipes_and_devices_do_not_hang(tmp_path: Path) -> None:
         assert time.monotonic() - start < 1
 
 
+def test_a_file_that_the_system_fails_to_read() -> None:
+    assert refusal(Path("/proc/self/mem")).message == "/proc/self/mem: cannot be read: Input/output error"
+
+
 def test_too_many_tensors_are_refused_before_they_cost_memory(tmp_path: Path) -> None:
     entries = (b'"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(MAX_TENSORS + 1))
     path = tmp_path / "x.safetensors"
