@@ -2,8 +2,9 @@
 
     PYTHONPATH=. python benchmarks/guided_step.py [--preset sdxl-base-1.0 --model FILE --size 512x512]
 
-Words are random numbers of the size of an encoding, so that no text tower is in memory. Ours is a step that another one
-with the same words has gone before, as all but a picture's first have.
+Words are random numbers of the size of an encoding, so that no text tower is in memory. Without a negative prompt, as
+`gen` and diffusers are without one, those of the unconditional side are zeros; a second table has words on both sides.
+Ours is a step that another one with the same words has gone before, as all but a picture's first have.
 """
 
 import argparse
@@ -42,6 +43,7 @@ class Inputs:
 class GuidedStep:
     model: Model
     device: str
+    negative: bool
 
     def work(self) -> Mapping[str, Load]:
         network = network_work(self.model.config.network, self.model.latent[1:]) * 2
@@ -57,6 +59,8 @@ class GuidedStep:
         x = torch.randn(1, *self.model.latent, generator=generator) * (1 + sigma**2) ** 0.5
         words = torch.randn(2, 77, self.model.config.network.context_dim, generator=generator)
         pooled = torch.randn(2, pooled_width(self.model), generator=generator)
+        if not self.negative:
+            words[0] = pooled[0] = 0
         return Inputs(*(tensor.to(self.device) for tensor in (x, words, pooled)))
 
     def _ours(self, contender: Contender, clock: "Clock") -> tuple[Facts, Run]:
@@ -73,6 +77,8 @@ class GuidedStep:
                 dtype=engine.dtype
             )
             uncond, cond = (Conditioning(words.crossattn[i : i + 1], words.vector[i : i + 1]) for i in (0, 1))
+            if engine.leaves_out_blank and not self.negative:
+                uncond = uncond.without_words()
             denoise = guider.bind(engine.denoiser, engine.predict, Prompts((cond,), uncond=uncond))
             noise: Any = None  # Euler draws none
             denoise(given.x.flip(2), sigmas[STEP - 1])  # what is made once a prompt is there then
@@ -118,7 +124,11 @@ class GuidedStep:
 def benchmarks(args: argparse.Namespace) -> list[Benchmark]:
     model, device = model_of(args), device_of(args)
     title = f"A guided step of {model.preset} at {model.size[1]}x{model.size[0]}, one network call of two rows"
-    return [Benchmark(f"step-{model.preset}-{device.split(':')[0]}", title, GuidedStep(model, device))]
+    place = f"{model.preset}-{device.split(':')[0]}"
+    return [
+        Benchmark(f"step-{place}", f"{title}, no negative prompt", GuidedStep(model, device, negative=False)),
+        Benchmark(f"negative-{place}", f"{title}, with a negative prompt", GuidedStep(model, device, negative=True)),
+    ]
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ _TRUTHS = {"true": True, "false": False}
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?", re.ASCII)
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 PASSES = (
-    *("fused_qkv", "kept_text", "kept_labels", "safe_half", "phase_upsampling", "fused_first_stage"),
+    *("fused_qkv", "kept_text", "kept_labels", "blank_text", "safe_half", "phase_upsampling", "fused_first_stage"),
     *("channels_last", "fused_norms", "winograd", "packed_weights", "fused_transformer", "fp8", "cuda_graph"),
 )
 ATTENTIONS = (

@@ -48,6 +48,7 @@ class Engine:
         dtype: of network and text towers.
         attention: name of the network's attention backend.
         passes: names of `sdxl_core.passes` that were made.
+        leaves_out_blank: the network is not given words that are zeros, see `Conditioning`, and does less for it.
 
     Attributes:
         texts: what the towers said of the last prompts.
@@ -62,6 +63,7 @@ class Engine:
     dtype: torch.dtype
     attention: str
     passes: tuple[str, ...] = ()
+    leaves_out_blank: bool = False
     texts: TextMemory = field(default_factory=TextMemory, init=False, repr=False)
 
     @property

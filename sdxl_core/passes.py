@@ -167,6 +167,10 @@ def _keep_labels(engine: Engine) -> None:
     engine.network.label_emb = Remembered(engine.network.label_emb)  # type: ignore[arg-type]
 
 
+def _leave_out_blank(engine: Engine) -> Engine:
+    return replace(engine, leaves_out_blank=True)
+
+
 def _split_upsampling(engine: Engine) -> None:
     def replacement(layer: nn.Module) -> nn.Module | None:
         return PhaseUpsample(layer) if isinstance(layer, unet.Upsample) else None
@@ -356,6 +360,7 @@ _TABLE = (
     Pass("fused_qkv", _fuse_qkv),
     Pass("kept_text", _keep_text),
     Pass("kept_labels", _keep_labels),
+    Pass("blank_text", _leave_out_blank),
     Pass("safe_half", why_not=_no_need_of_half, first_stage=_carry_in_half),
     Pass("phase_upsampling", _split_upsampling, first_stage=_split_decoder_upsampling),
     Pass("fused_first_stage", why_not=_why_no_kernels, first_stage=_fuse_first_stage),

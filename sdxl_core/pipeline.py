@@ -239,5 +239,5 @@ def _row(engine: Engine, request: ConditionRequest, zero: bool) -> Conditioning:
     conditioner = engine.conditioner
     if zero:
         told: Conditioning = conditioner([request], force_zero=("txt",))
-        return told
+        return told.without_words() if engine.leaves_out_blank else told
     return conditioner.assemble(engine.texts.encode(conditioner, request), conditioner.numbers([request]))

@@ -6,7 +6,7 @@ Importing this module does not import torch, so that plans can read the table of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ class Conditioning:
     """What the network is told about the picture, one row a picture.
 
     Args:
-        crossattn: (b, n, d) token features for cross-attention (d 2048 in the base, 1280 in the refiner).
+        crossattn: (m, n, d) token features for cross-attention (d 2048 in the base, 1280 in the refiner) of the last
+            m <= b rows. Those of the others are zeros, as an empty negative prompt's are in the base, and need not be
+            there.
         vector: (b, v) features joined to the time embedding (v 2816 in the base, 2560 in the refiner).
         concat: (b, c, h/8, w/8) channels joined to the noisy latent, or None.
     """
@@ -37,16 +39,27 @@ class Conditioning:
             self.crossattn.to(device=device, dtype=dtype), self.vector.to(device=device, dtype=dtype), concat
         )
 
+    def without_words(self) -> Conditioning:
+        """The same without the token features, which are zeros in every row."""
+        return replace(self, crossattn=self.crossattn[:0])
+
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Join along the batch; all parts have a concat or none has."""
         import torch
 
+        words: list[Tensor] = []
+        for part in parts:
+            missing = len(part.vector) - len(part.crossattn)
+            if words and missing:  # behind the first words zeros must be there
+                words.append(part.crossattn.new_zeros(missing, *part.crossattn.shape[1:]))
+            if len(part.crossattn):
+                words.append(part.crossattn)
         concats = [p.concat for p in parts if p.concat is not None]
         if concats and len(concats) != len(parts):
             raise ValueError("some conditionings have a concat part and some have none")
         return Conditioning(
-            torch.cat([p.crossattn for p in parts]),
+            torch.cat(words or [parts[0].crossattn]),
             torch.cat([p.vector for p in parts]),
             torch.cat(concats) if concats else None,
         )

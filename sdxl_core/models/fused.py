@@ -145,10 +145,13 @@ class PackedTransformerBlock(TransformerBlock):
 
     def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:  # noqa: D102
         h = self.norm1(x)
-        x = self.attn1.to_out[0](self.attn1.attended(h, h, attend), added=x)
-        x = self.attn2.to_out[0](self.attn2.attended(self.norm2(x), context), added=x)
+        x = self.told(self.attn1.to_out[0](self.attn1.attended(h, h, attend), added=x), context)
         widen, _, narrow = self.ff.net
         out: Tensor = narrow(widen(self.norm3(x)), added=x)
+        return out
+
+    def asked(self, x: Tensor, context: Tensor) -> Tensor:  # noqa: D102
+        out: Tensor = self.attn2.to_out[0](self.attn2.attended(self.norm2(x), context), added=x)
         return out
 
 

@@ -93,9 +93,8 @@ class FusedTransformerBlock(TransformerBlock):
         attended = kernel(q, k, v) if attend is None else attend(kernel, q, k, v)
         rows = self._added(rows, _joined(attended), self.attn1.to_out[0])
 
-        q = self._query(rows).view(shape)
-        q, k, v = (_heads(part, self.attn2.heads) for part in (q, self.attn2.to_k(context), self.attn2.to_v(context)))
-        rows = self._added(rows, _joined(self.attn2.attention(q, k, v)), self.attn2.to_out[0])
+        if len(context):  # rows without words would only take the layer's bias, which is owed: see `told`
+            self._tell(rows.view(shape)[-len(context) :], context)
         rows, late = self._fed(rows)
         return rows.view(shape), None if late is None else late.view(shape)
 
@@ -103,6 +102,13 @@ class FusedTransformerBlock(TransformerBlock):
         """The rows with what was late, and q, k, v of them."""
         rows, normed = self._normed(self.norm1, rows, 0, late)
         return rows, *_self_parts(self.attn1, normed.view(shape))
+
+    def _tell(self, x: Tensor, context: Tensor) -> None:
+        """Write into x (m, n, d) what it takes from a context (m, tokens, context_dim)."""
+        rows = x.flatten(0, 1)
+        parts = self._query(rows).view(x.shape), self.attn2.to_k(context), self.attn2.to_v(context)
+        attended = self.attn2.attention(*(_heads(part, self.attn2.heads) for part in parts))
+        self._added(rows, _joined(attended), self.attn2.to_out[0])
 
     def _query(self, rows: Tensor) -> Tensor:
         return F.linear(self._normed(self.norm2, rows, 1)[1], self.attn2.to_q.weight)

@@ -39,7 +39,7 @@ class NetworkKernels(Kernels):
     Args:
         layer_norm: with a bias that is owed to its input.
         gated: of a plain weight.
-        added: (x, rows, weight) -> x + rows W^T, which may be written into x.
+        added: (x, rows, weight) -> x + rows W^T, written into x.
         join: (x, y) -> the channels of both maps.
         woven: the same as `gated` of this weight once it is woven, or None where that gains nothing.
     """

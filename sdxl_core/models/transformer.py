@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -80,9 +81,29 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, context: Tensor, attend: AttendMap | None = None) -> Tensor:
         """Map (b, n, d) to the same; `attend` is asked in the place of the self-attention's kernel."""
         h = self.norm1(x)
-        x = x + self.attn1(h, h, attend)
-        x = x + self.attn2(self.norm2(x), context)
+        x = self.told(x + self.attn1(h, h, attend), context)
         out: Tensor = x + self.ff(self.norm3(x))
+        return out
+
+    def told(self, x: Tensor, context: Tensor) -> Tensor:
+        """Add to x (b, n, d) what it takes from a context (m, tokens, context_dim) of the last m <= b rows.
+
+        The others' contexts are zeros, and so are keys and values of zeros, which have no bias: whatever the queries
+        are, attention gives zeros and the layer behind it its bias.
+        """
+        blank = len(x) - len(context)
+        if not blank:
+            return self.asked(x, context)
+        bias = self.attn2.to_out[0].bias
+        assert isinstance(bias, Tensor)
+        parts = [x[:blank] + bias]
+        if len(context):
+            parts.append(self.asked(x[blank:], context))
+        return torch.cat(parts)
+
+    def asked(self, x: Tensor, context: Tensor) -> Tensor:
+        """Add to x (b, n, d) what it takes from a context (b, tokens, context_dim)."""
+        out: Tensor = x + self.attn2(self.norm2(x), context)
         return out
 
 
@@ -112,7 +133,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zeroed(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor, attend: Attend | None = None) -> Tensor:
-        """Map (b, c, h, w) -> (b, c, h, w) under a context (b, m, context_dim); `attend` is a `Touch`'s."""
+        """Map (b, c, h, w) -> (b, c, h, w) under a context, see `TransformerBlock.told`; `attend` is a `Touch`'s."""
         height, width = x.shape[2:]
         attend_map = None if attend is None else partial(attend, size=(height, width))
         h = self.norm(x)

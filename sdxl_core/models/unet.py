@@ -169,7 +169,7 @@ class UNet(nn.Module):
             x: (b, in_channels, h, w) the scaled noisy latent, joined with the concat condition if there is one;
                 of the parameters' dtype, as are `crossattn` and `vector`.
             t: (b,) timesteps, 0..999 in the published models; real numbers are welcome.
-            crossattn: (b, n, context_dim) token features.
+            crossattn: (m, n, context_dim) token features of the last m <= b rows; those of the others are zeros.
             vector: (b, adm_in_channels) pooled text and size features.
             touch: what guidance changes on the way; None for nothing.
 

@@ -44,7 +44,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> None:
         super().__init__()
-        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
+        self._weight, self.bias = weight.detach(), None if bias is None else bias.detach()
         self._after = ("gelu", "none") if gelu else ("none", "")
         self._rows = 0  # for which the weights lie right; none yet
 
@@ -64,11 +64,11 @@ class PackedLinear(nn.Module):
             FREED.add(size)
         out: Tensor
         if factor is not None:
-            out = _ops._linear_pointwise.binary(x, factor, self._weight, self._bias, "mul")
+            out = _ops._linear_pointwise.binary(x, factor, self._weight, self.bias, "mul")
         elif added is not None:
-            out = _ops._linear_pointwise.binary(x, added, self._weight, self._bias, "add")
+            out = _ops._linear_pointwise.binary(x, added, self._weight, self.bias, "add")
         else:
-            out = _ops._linear_pointwise(x, self._weight, self._bias, self._after[0], [], self._after[1])
+            out = _ops._linear_pointwise(x, self._weight, self.bias, self._after[0], [], self._after[1])
         return out
 
 
@@ -80,7 +80,7 @@ class PackedPointwise(PackedLinear):
         seen = _pixels(x)
         if seen.shape[3] != self._rows:
             self._arrange(seen.shape[3])
-        how = self._weight, self._bias, *_POINTWISE
+        how = self._weight, self.bias, *_POINTWISE
         out: Tensor
         if factor is not None:
             out = _ops._convolution_pointwise.binary(seen, _pixels(factor), *how, "mul", None, None, [], None)

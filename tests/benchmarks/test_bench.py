@@ -104,7 +104,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def subjects(model: Model) -> dict[str, Subject]:
     return {
-        "step": guided_step.GuidedStep(model, "cpu"),
+        "step": guided_step.GuidedStep(model, "cpu", negative=False),
+        "negative": guided_step.GuidedStep(model, "cpu", negative=True),
         "decode": first_stage.FirstStage(model, "cpu", "decode"),
         "encode": first_stage.FirstStage(model, "cpu", "encode"),
         "text": text_encoding.Text(model, "cpu"),
@@ -114,7 +115,7 @@ def subjects(model: Model) -> dict[str, Subject]:
     }
 
 
-@pytest.mark.parametrize("name", ["step", "decode", "encode", "text", "image", "picture", "throughput"])
+@pytest.mark.parametrize("name", ["step", "negative", "decode", "encode", "text", "image", "picture", "throughput"])
 @torch.inference_mode()
 def test_both_paths_do_the_same_work(model: Model, name: str) -> None:
     subject = subjects(model)[name]
@@ -147,8 +148,9 @@ def test_every_table_has_its_place_in_the_page() -> None:
     args = options(None).parse_args(["--device", "cpu"])
     args.full = None
     names = [benchmark.name for benchmark, _ in run_all.benchmarks(args)]
-    assert len(set(names)) == len(run_all.EVERYWHERE) + 2  # the first stage and the picture have two
-    places = [*names, *(name.replace("micro-cpu", "sdxl-base-1.0-cuda") for name in names), "step-sdxl-base-1.0-cpu"]
+    assert len(set(names)) == len(run_all.EVERYWHERE) + 3  # the step, the first stage and the picture have two
+    full = [f"{kind}-sdxl-base-1.0-cpu" for kind in ("step", "negative")]
+    places = [*names, *(name.replace("micro-cpu", "sdxl-base-1.0-cuda") for name in names), *full]
     assert [name for name in places if f"<!-- {name}: begin -->\n" not in page] == []
 
 

@@ -42,7 +42,17 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     return lambda dtype: load_engine(tiny_config(), path, device="cpu", dtype=dtype)
 
 
-def answer(engine: Engine, rows: int, height: int, width: int, seed: int | None = None) -> Tensor:
+def answer(
+    engine: Engine,
+    rows: int,
+    height: int,
+    width: int,
+    seed: int | None = None,
+    *,
+    told: int | None = None,
+    there: bool = False,
+) -> Tensor:
+    """What the network says of random inputs; the words of all but the last `told` rows are zeros, perhaps there."""
     draw = torch.Generator().manual_seed(rows * height * width if seed is None else seed)
     network = engine.config.network
     x = torch.randn(rows, 4, height, width, generator=draw)
@@ -50,6 +60,10 @@ def answer(engine: Engine, rows: int, height: int, width: int, seed: int | None 
         torch.randn(rows, 77, network.context_dim, generator=draw),
         torch.randn(rows, network.adm_in_channels, generator=draw),
     )
+    blank = rows - (rows if told is None else told)
+    cond.crossattn[:blank] = 0
+    if not there:
+        cond = replace(cond, crossattn=cond.crossattn[blank:])
     with torch.inference_mode():
         place = engine.device
         return engine.predict(x.to(place), torch.full((rows,), 500.0, device=place), cond.to(place, engine.dtype)).cpu()
@@ -87,6 +101,33 @@ def test_a_pass_is_about_as_near_to_the_exact_function_as_the_plain_path(load: L
         assert fast.passes == names
         assert least < fair
         assert error(fast, exact) < 2 * fair
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("told", range(4))
+def test_zeros_that_are_left_out_change_nothing(load: Load, told: int, dtype: str) -> None:
+    fast, exact = apply_passes(load(dtype)), load("float32")
+    bound = 1e-5 if dtype == "float32" else 2 * error(load(dtype), exact)
+    assert relative(answer(fast, 3, 8, 8, told=told), answer(exact, 3, 8, 8, told=told, there=True)) < bound
+
+
+def test_an_empty_negative_is_left_out_and_the_picture_stays(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    predict = Engine.predict
+
+    def watched(self: Engine, x_in: Tensor, c_noise: Tensor, cond: Conditioning, touch: Any = None) -> Tensor:
+        told.append((len(cond.crossattn), len(cond.vector)))
+        return predict(self, x_in, c_noise, cond, touch)
+
+    monkeypatch.setattr(Engine, "predict", watched)
+    plain, fast = load("float32"), apply_passes(load("float32"), ("blank_text",))
+    plans = [plan(), plan(prompt="a dog"), plan(negative="blurry")]
+    for given, rows in ((plans[:1], (1, 2)), (plans[:2], (2, 4)), (plans, (4, 6)), (plans[::-1], (6, 6))):
+        *_, exact = sample(plain, given)
+        told.clear()
+        *_, last = sample(fast, given)
+        assert set(told) == {rows}
+        assert relative(last.x, exact.x) < 1e-5
 
 
 def test_winograd_is_made_of_wide_networks_alone_and_is_the_same_function(
@@ -279,6 +320,8 @@ def test_eight_bits_cost_what_rounding_costs(load: Load) -> None:
         return fp8.linear(x, weight, *given) * noise
 
     plain = load("float32")
+    blank = answer(written_out(load("float32")), 4, 16, 20, told=2)
+    assert relative(blank, answer(plain, 4, 16, 20, told=2, there=True)) < EIGHT_BITS_ERROR
     errors: list[float] = []
     for kernels in (WRITTEN_OUT, replace(WRITTEN_OUT, linear=summed_in_14_bits)):
         fast = written_out(load("float32"), kernels)

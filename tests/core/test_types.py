@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -33,3 +35,19 @@ def test_to_changes_every_part() -> None:
     assert moved.concat is not None
     assert {moved.crossattn.dtype, moved.vector.dtype, moved.concat.dtype} == {torch.float64}
     assert conditioning(0, False).to("cpu").concat is None
+
+
+@pytest.mark.parametrize("words", list(itertools.product([True, False], repeat=4)))
+def test_words_that_are_left_out_are_zeros_in_the_end(words: tuple[bool, ...]) -> None:
+    rows = [conditioning(seed, False) if told else blank(seed) for seed, told in enumerate(words)]
+    joined = Conditioning.cat([Conditioning.cat(rows[:2]), Conditioning.cat(rows[2:])])
+    first = words.index(True) if any(words) else len(words)
+    assert len(joined.crossattn) == len(words) - first  # none that could be left out is there
+    whole = torch.cat([torch.zeros(first, 7, 3), joined.crossattn])
+    expected = [row.crossattn if told else torch.zeros(1, 7, 3) for row, told in zip(rows, words, strict=True)]
+    assert torch.equal(whole, torch.cat(expected))
+    assert torch.equal(joined.vector, torch.cat([row.vector for row in rows]))
+
+
+def blank(seed: int) -> Conditioning:
+    return conditioning(seed, False).without_words()

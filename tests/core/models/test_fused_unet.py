@@ -99,6 +99,18 @@ def test_the_network_is_the_plain_one_at_every_size(case: str) -> None:
             assert relative(ours(*given), network(*given)) < 1e-12
 
 
+@pytest.mark.parametrize("told", range(4))
+@pytest.mark.parametrize("case", ["base", "transformers alone"])
+def test_words_that_are_zeros_need_not_be_there(case: str, told: int) -> None:
+    config, norms, blocks = CASES[case]
+    network = plain(config)
+    ours = fused(network, norms=norms, blocks=blocks)
+    x, t, words, vector = call(config, 3)
+    words[: 3 - told] = 0
+    with torch.inference_mode():
+        assert relative(ours(x, t, words[3 - told :], vector), network(x, t, words, vector)) < 1e-12
+
+
 @pytest.mark.parametrize(
     ("config", "paying"),
     [*((BASE, paying) for paying in (32, 64, 1000)), (REFINER, 32), (BASE.model_copy(update={"in_channels": 9}), 64)],

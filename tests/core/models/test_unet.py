@@ -103,6 +103,16 @@ def test_batch_of_two_equals_two_singles() -> None:
     assert relative_error(call(unet, dtype=torch.float64), singles) <= 1e-12
 
 
+@pytest.mark.parametrize("told", range(3))
+def test_words_that_are_zeros_need_not_be_there(told: int) -> None:
+    unet = randomized(UNet(BASE)).double()
+    x, t, vector = randn(2, 4, 8, 16, seed=1).double(), torch.tensor([17.0, 999.0]), randn(2, 136, seed=3).double()
+    crossattn = randn(2, 7, BASE.context_dim, seed=2).double()
+    crossattn[: 2 - told] = 0
+    with torch.no_grad():
+        assert relative_error(unet(x, t, crossattn[2 - told :], vector), unet(x, t, crossattn, vector)) <= 1e-12
+
+
 def test_each_condition_matters() -> None:
     unet = randomized(UNet(BASE))
     x, t = randn(1, 4, 8, 8), torch.tensor([500.0])
