@@ -50,15 +50,17 @@ def train(
 
     The log (log.jsonl, one object every few steps) and the state lie in --out. Ctrl-C saves and stops.
     """
+    from sdxl_core.errors import UsageError
     from sdxl_core.training.presets import load_train_preset
 
     console = Console(quiet=quiet)
+    if steps is not None and steps < 1:
+        raise UsageError(f"--steps must be at least 1, got {steps}", hint="leave it out for the preset's own")
     config = load_train_preset(preset, steps)
 
     # torch is loaded from here on.
     from sdxl_cli.reporters import open_view
     from sdxl_core.devices import DTYPES, resolve_device
-    from sdxl_core.errors import UsageError
     from sdxl_core.training.loop import Trainer
     from sdxl_core.training.run import MODEL_FILE, export, prepare
 

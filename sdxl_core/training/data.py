@@ -18,6 +18,7 @@ from torch import Tensor
 from sdxl_core.errors import UsageError
 
 USUAL_SCORE = 6.0  # what a refiner is told of a picture unless something else is known, as in sampling
+_UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError  # what Pillow's decoders raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def read_image_folder(root: Path) -> list[Picture]:
     A line may have an `aesthetic_score`, which only a refiner's training looks at.
 
     Raises:
-        UsageError: no metadata.jsonl, a line that does not parse, or a picture that is not there.
+        UsageError: no metadata.jsonl that can be read, a line that does not parse, or a picture that is not there.
     """
     metadata = root / "metadata.jsonl"
     if not metadata.is_file():
@@ -53,8 +54,14 @@ def read_image_folder(root: Path) -> list[Picture]:
             f"{root} is not an image folder: it has no metadata.jsonl",
             hint='give a folder whose metadata.jsonl has lines such as {"file_name": "cat.png", "text": "a cat"}',
         )
+    try:
+        lines = metadata.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UsageError(f"{metadata} is not UTF-8 text", hint="save the file as UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {metadata}: {error.strerror}") from error
     pictures = []
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -72,12 +79,19 @@ def read_image_folder(root: Path) -> list[Picture]:
             else:
                 with Image.open(path) as image:
                     size = (image.height, image.width)
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(f"{metadata}, line {number}: cannot read {path}: {error}") from error
+        except (OverflowError, TypeError, *_UNREADABLE) as error:
+            raise UsageError(f"{metadata}, line {number}: cannot read {path}: {_reason(error)}") from error
+        if min(size) < 1:
+            raise UsageError(f"{metadata}, line {number}: a picture of {size[1]}x{size[0]} has no pixels")
         pictures.append(Picture(path, text, size, score))
     if not pictures:
         raise UsageError(f"{metadata} lists no pictures")
     return pictures
+
+
+def _reason(error: Exception) -> str:
+    """Without the name of the file, which the message has."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def nearest_bucket(size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -98,8 +112,8 @@ def load_crop(picture: Picture, bucket: tuple[int, int], generator: torch.Genera
     try:
         with Image.open(picture.path) as file:
             image = file.convert("RGB")
-    except OSError as error:
-        raise UsageError(f"cannot read {picture.path}: {error}") from error
+    except _UNREADABLE as error:
+        raise UsageError(f"cannot read {picture.path}: {_reason(error)}") from error
     scale = max(height / image.height, width / image.width)
     if scale != 1:
         fitted = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))

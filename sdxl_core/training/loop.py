@@ -76,6 +76,7 @@ class Trainer:
 
         Raises:
             NumericsError: the loss is not finite; the last saved state is still good.
+            UsageError: a picture cannot be read; the state is saved first.
             OutputError: the state or the log cannot be written.
         """
         config = self.config
@@ -89,6 +90,10 @@ class Trainer:
         except GeneratorExit:
             # The caller stopped between two steps, so weights and optimizer agree.
             self.save()
+            raise
+        except UsageError as error:  # before anything of the step has changed
+            self.save()
+            error.hint = f"saved after step {self.step}: the same call continues, once that is mended"
             raise
         self.save()
 

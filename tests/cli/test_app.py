@@ -65,6 +65,7 @@ def test_nothing_asked_shows_the_help(sdxl: Sdxl) -> None:
         (["gen", "a cat", "--steps", "many"], "'--steps': expected a whole number"),
         (["gen", "a cat", "--format", "gif"], "'--format': 'gif' is not one of 'png', 'jpg', 'webp'"),
         (["presets", "show"], "missing argument"),
+        (["train", "micro", "--data", "x", "--out", "y", "--steps", "0"], "error: --steps must be at least 1, got 0\n"),
     ],
 )
 def test_misuse_is_one_error_and_one_hint(sdxl: Sdxl, argv: list[str], said: str) -> None:

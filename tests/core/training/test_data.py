@@ -40,12 +40,17 @@ def test_a_score_is_read_where_there_is_one(tmp_path: Path) -> None:
             '{"file_name": "red-0.png", "text": "a", "aesthetic_score": 11}',
             "line 1: aesthetic_score 11.0 is not between",
         ),
+        ('{"file_name": "red-0.png", "text": "a", "width": 0, "height": 8}', "line 1: a picture of 0x8 has no pixels"),
+        ('{"file_name": "red-0.png", "text": "a", "width": Infinity, "height": 8}', "line 1: cannot read .*red-0.png"),
+        ('{"file_name": "cut.png", "text": "a"}', "line 1: cannot read .*cut.png: "),
+        ('{"file_name": "red-0.png", "text": "\udcff"}', r"metadata\.jsonl is not UTF-8 text"),
         ("", "lists no pictures"),
     ],
 )
 def test_bad_metadata_is_named(tmp_path: Path, line: str, said: str) -> None:
     root = write_image_folder(tmp_path)
-    (root / "metadata.jsonl").write_text(line + "\n")
+    (root / "cut.png").write_bytes((root / "red-0.png").read_bytes()[:30])
+    (root / "metadata.jsonl").write_bytes(line.encode(errors="surrogateescape") + b"\n")
     with pytest.raises(UsageError, match=said):
         read_image_folder(root)
 

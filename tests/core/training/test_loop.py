@@ -113,6 +113,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_saved_state(tmp_
     assert all(torch.isfinite(w).all() for w in resumed.weights.values())
 
 
+def test_a_picture_that_cannot_be_read_costs_no_step(tmp_path: Path) -> None:
+    class Missing(Regression):
+        def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+            if step == 8:
+                raise UsageError("cannot read cat.png: No such file or directory")
+            return super().loss(step, generator)
+
+    config = train_config("autoencoder")
+    with pytest.raises(UsageError, match=r"cannot read cat\.png") as error:
+        list(Trainer(Missing(), config, tmp_path, CPU).run())
+    assert error.value.hint == "saved after step 8: the same call continues, once that is mended"
+    mended, whole = run(tmp_path, config), run(tmp_path / "whole", config)
+    for name in whole.weights:
+        assert torch.equal(whole.weights[name], mended.weights[name])
+    assert log_of(tmp_path) == log_of(tmp_path / "whole")
+
+
 def test_a_broken_state_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).write_bytes(b"not a state")
     with pytest.raises(CheckpointError, match="cannot resume"):
