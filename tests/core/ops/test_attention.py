@@ -97,6 +97,16 @@ def test_head_by_head_leaves_what_is_small_or_large_or_trained_to_the_plain_kern
     assert head_by_head(q, k, v).requires_grad
 
 
+@pytest.mark.parametrize("shift", [-1000.0, -200.0, -60.0, 60.0, 200.0, 1000.0])
+@pytest.mark.parametrize("rows", [slice(None), slice(7, 8)])
+def test_head_by_head_takes_scores_of_any_size(shift: float, rows: slice) -> None:
+    """Also where all of a row are so large or small that their powers cannot be told."""
+    q, k, v = (randn(1, 4, 256, 16, seed=i).bfloat16() for i in range(3))
+    q[..., 0], k[..., 0] = 0, 4
+    q[:, :, rows, 0] = shift
+    assert relative_error(head_by_head(q, k, v), formula(q, k, v)) <= 5e-3
+
+
 @pytest.mark.parametrize("m", [33, 47, 48])
 def test_head_by_head_gives_no_weight_to_keys_that_are_not_there(m: int) -> None:
     """Where all scores are alike, so that one of nothing would count as much as the others."""
