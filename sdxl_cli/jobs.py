@@ -27,7 +27,7 @@ from sdxl_cli.places import models_folders, pull_hint
 from sdxl_cli.prompts import STDIN, gather_prompts
 from sdxl_cli.refiners import Refiner, describe_handover, resolve_refiner
 from sdxl_cli.schedules import parse_schedule, read_sigmas
-from sdxl_core.checkpoints.check import check_model, differences, first_stage_prefix
+from sdxl_core.checkpoints.check import check_network, differences, first_stage_prefix
 from sdxl_core.checkpoints.detect import Detection, detect
 from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.header import read_header
@@ -181,8 +181,7 @@ def _choose_model(flags: DrawFlags, overrides: Mapping[str, Any], console: Conso
         header = read_header(path)
         found = detect(header)
         preset = _load(flags.preset or preset_for(found, read_markers(header).prediction), overrides)
-        if found.kind != preset.model.file_kind:
-            check_model(header, preset.model, {})
+        check_network(header, preset.model)
         console.note(f"{path.name} is {found.title} ({found.reason})")
         return preset, path
     name = flags.preset
@@ -195,11 +194,13 @@ def _choose_model(flags: DrawFlags, overrides: Mapping[str, Any], console: Conso
             )
     preset = _load(name, overrides)
     try:
-        return preset, find_file(preset.model.file.name, folders, hint=pull_hint(preset.model))
+        path = find_file(preset.model.file.name, folders, hint=pull_hint(preset.model))
     except CheckpointError:
         if flags.dry_run or flags.print_config:
             return preset, None
         raise
+    check_network(read_header(path), preset.model)
+    return preset, path
 
 
 def _as_trained(preset: Preset, path: Path | None, console: Console) -> tuple[Preset, str]:

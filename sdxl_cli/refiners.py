@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from sdxl_cli.console import counted
 from sdxl_cli.flags import DrawFlags, Memory
 from sdxl_cli.places import models_folders, pull_hint
-from sdxl_core.checkpoints.check import check_model, differences
+from sdxl_core.checkpoints.check import check_network, differences
 from sdxl_core.checkpoints.detect import detect
 from sdxl_core.checkpoints.find import find_file
 from sdxl_core.checkpoints.header import read_header
@@ -61,8 +61,7 @@ def resolve_refiner(flags: DrawFlags, preset: Preset) -> Refiner | None:
             return Refiner(refiner, None)
         raise
     header = read_header(path)
-    if detect(header).kind != refiner.model.file_kind:
-        check_model(header, refiner.model, {})
+    check_network(header, refiner.model)
     model, _ = adapt_model(refiner.model, read_markers(header), refiner.recipe.prediction, refiner.recipe.shift)
     return Refiner(replace(refiner, model=model), path)
 

@@ -42,6 +42,26 @@ _ADVICE: Mapping[Kind, str] = {
 }
 
 
+def check_network(header: Header, model: ModelConfig) -> None:
+    """Check that the network in a file is the one that a preset describes, before anything is built for its tensors.
+
+    Raises:
+        CheckpointError: it is another kind of model, or one of another size.
+    """
+    found = detect(header)
+    if found.kind != model.file_kind:
+        raise CheckpointError(
+            f"{header.path}: preset {model.name} needs an SDXL {model.kind}, this is {found.title} ({found.reason})",
+            hint=_ADVICE.get(found.kind, "give an SDXL base or refiner as one .safetensors file"),
+        )
+    unlike = differences(found, model)
+    if unlike:
+        raise CheckpointError(
+            f"{header.path}: not the network of preset {model.name}: {', '.join(unlike)}",
+            hint="choose the preset that describes this file",
+        )
+
+
 def check_model(header: Header, model: ModelConfig, expected: Shapes, unused: Collection[str] = ()) -> Counter[str]:
     """Check that a file is the model that a preset describes.
 
@@ -57,18 +77,7 @@ def check_model(header: Header, model: ModelConfig, expected: Shapes, unused: Co
     Raises:
         CheckpointError: it is another kind of model, one of another size, or its tensors do not match.
     """
-    found = detect(header)
-    if found.kind != model.file_kind:
-        raise CheckpointError(
-            f"{header.path}: preset {model.name} needs an SDXL {model.kind}, this is {found.title} ({found.reason})",
-            hint=_ADVICE.get(found.kind, "give an SDXL base or refiner as one .safetensors file"),
-        )
-    unlike = differences(found, model)
-    if unlike:
-        raise CheckpointError(
-            f"{header.path}: not the network of preset {model.name}: {', '.join(unlike)}",
-            hint="choose the preset that describes this file",
-        )
+    check_network(header, model)
     return check_keys(header, expected, unused=unused)
 
 

@@ -224,6 +224,9 @@ def test_a_dry_run_refuses_what_this_machine_has_not_as_drawing_does(gen: Sdxl, 
         ("-o file/below/cat.png", 1, "cannot write to file/below: Not a directory"),
         ("--vae tiny_basa", 4, "did you mean tiny_base?"),
         ("--vae lora.safetensors", 4, "lora.safetensors: no VAE in the original layout"),
+        ("--preset sdxl-base-1.0 --model tiny_base", 4, "not the network of preset sdxl-base-1.0: model_channels 32 "),
+        ("--preset sdxl-base-1.0 --model lora.safetensors", 4, "preset sdxl-base-1.0 needs an SDXL base, this is a"),
+        ("--refiner-preset sdxl-refiner-1.0 --refiner-model tiny_refiner", 4, "not the network of preset sdxl-refiner"),
     ],
 )
 def test_a_dry_run_refuses_what_a_look_at_the_files_tells_as_drawing_does(
