@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tomli
-from safetensors.numpy import save_file
 from support_cli import Sdxl
+from support_files import published_shapes, sparse_file
 
 from sdxl_core.plan import Plan
 
@@ -167,10 +166,10 @@ def test_without_any_model_file_micro_stands_in_and_says_so(sdxl: Sdxl) -> None:
 def test_with_the_published_file_sdxl_is_the_choice(
     sdxl: Sdxl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The layout of a ComfyUI folder; a dry run asks a model file only what its network predicts.
+    # The layout of a ComfyUI folder; a dry run asks a model file what its network is and predicts.
     folder = tmp_path / "comfy" / "models" / "checkpoints"
     folder.mkdir(parents=True)
-    save_file({"silent": np.zeros(1, np.float32)}, folder / "sd_xl_base_1.0.safetensors")
+    sparse_file(folder / "sd_xl_base_1.0.safetensors", published_shapes("base"))
     monkeypatch.setenv("SDXL_EXTRA_MODELS", f"/nowhere:{tmp_path / 'comfy'}")
     result = sdxl("gen", "a cat", "--seed", 1, "--dry-run", "--json")
     assert json.loads(result.out)["plan"]["model"] == "sdxl-base-1.0"
