@@ -30,7 +30,7 @@ from sdxl_cli.schedules import parse_schedule, read_sigmas
 from sdxl_core.checkpoints.check import check_network, differences, first_stage_prefix
 from sdxl_core.checkpoints.detect import Detection, detect
 from sdxl_core.checkpoints.find import find_file
-from sdxl_core.checkpoints.header import read_header
+from sdxl_core.checkpoints.header import Header, read_header
 from sdxl_core.checkpoints.markers import Markers, adapt_model, named_prediction, read_markers
 from sdxl_core.compat import resolve_program
 from sdxl_core.config import PredictionName
@@ -139,8 +139,9 @@ def resolve_run(flags: DrawFlags, prompts: Sequence[str], console: Console, pict
     destination = resolve_destination(flags.output, flags.format)
     # Before a model is asked for, which may have to be fetched first.
     own = {} if given or pictures is None else recorded_prompts(pictures)
-    preset, model_path = _choose_model(flags, _overrides(flags, console, pictures), console)
-    preset, predicts = _as_trained(preset, model_path, console)
+    preset, header = _choose_model(flags, _overrides(flags, console, pictures), console)
+    preset, predicts = _as_trained(preset, header, console)
+    model_path = None if header is None else header.path
     if pictures is None and preset.model.kind in ("inpaint", "edit"):
         raise UsageError(
             f"{preset.model.name} draws from pictures, not from words alone",
@@ -174,16 +175,15 @@ def recipe_table(run: Run) -> dict[str, Any]:
     return {"base": str(Path(name).resolve()) if kind == "file" else name, "recipe": recipe}
 
 
-def _choose_model(flags: DrawFlags, overrides: Mapping[str, Any], console: Console) -> tuple[Preset, Path | None]:
+def _choose_model(flags: DrawFlags, overrides: Mapping[str, Any], console: Console) -> tuple[Preset, Header | None]:
     folders = models_folders()
     if flags.model is not None:
-        path = find_file(flags.model, folders)
-        header = read_header(path)
+        header = read_header(find_file(flags.model, folders))
         found = detect(header)
         preset = _load(flags.preset or preset_for(found, read_markers(header).prediction), overrides)
         check_network(header, preset.model)
-        console.note(f"{path.name} is {found.title} ({found.reason})")
-        return preset, path
+        console.note(f"{header.path.name} is {found.title} ({found.reason})")
+        return preset, header
     name = flags.preset
     if name is None:
         name = DEFAULT_PRESET if _published(DEFAULT_PRESET, folders) else FALLBACK_PRESET
@@ -199,23 +199,24 @@ def _choose_model(flags: DrawFlags, overrides: Mapping[str, Any], console: Conso
         if flags.dry_run or flags.print_config:
             return preset, None
         raise
-    check_network(read_header(path), preset.model)
-    return preset, path
+    header = read_header(path)
+    check_network(header, preset.model)
+    return preset, header
 
 
-def _as_trained(preset: Preset, path: Path | None, console: Console) -> tuple[Preset, str]:
+def _as_trained(preset: Preset, header: Header | None, console: Console) -> tuple[Preset, str]:
     """The preset with what the recipe or else the file says of the network's prediction, and that in words."""
-    markers = Markers() if path is None else read_markers(read_header(path))
+    markers = Markers() if header is None else read_markers(header)
     asked = preset.recipe.prediction
     model, reason = adapt_model(preset.model, markers, asked, preset.recipe.shift)
     name = prediction_name(model.denoiser)
-    if path is not None and markers.prediction is not None:
+    if header is not None and markers.prediction is not None:
         if asked is not None or name != prediction_name(preset.model.denoiser):  # else the preset has said it
             against = "" if asked in (None, markers.prediction) else f", though the file {markers.reason}"
-            console.note(f"{path.name} predicts {name} ({reason}{against})")
-    elif path is not None and asked is None and name == "eps" and (hinted := named_prediction(path)) is not None:
+            console.note(f"{header.path.name} predicts {name} ({reason}{against})")
+    elif header is not None and asked is None and name == "eps" and (hinted := named_prediction(header.path)):
         console.warn(
-            f"{path.name} predicts eps ({reason}), but its name speaks of {hinted}: "
+            f"{header.path.name} predicts eps ({reason}), but its name speaks of {hinted}: "
             f"add --prediction {hinted} if its pictures are noise or grey"
         )
     return replace(preset, model=model), f"{name} ({reason})"
