@@ -209,8 +209,9 @@ def _explained(repo: str, name: str) -> Iterator[None]:
     except _transport_error() as error:
         raise CheckpointError(f"cannot fetch {name}: {error or type(error).__name__}", hint=_AGAIN) from error
     except OSError as error:
-        advice = "make room, then pull again" if error.errno == errno.ENOSPC else None
-        raise CheckpointError(f"cannot write {name}: {error.strerror or error}", hint=advice) from error
+        advice = "make room, then pull again" if error.errno == errno.ENOSPC else "choose another models folder"
+        place = error.filename or name
+        raise CheckpointError(f"cannot write {place}: {error.strerror or error}", hint=advice) from error
 
 
 def _transport_error() -> Any:

@@ -153,6 +153,15 @@ def test_a_full_disk_is_said_before_any_byte(hub: Hub, folder: Path) -> None:
     assert hub.gets() == []
 
 
+def test_a_folder_that_cannot_be_made_is_named(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, reason in (tmp_path / "file", "File exists"), (tmp_path / "file" / "below", "Not a directory"):
+        error = refused(folder, hub)
+        assert error.message == f"cannot write {folder}: {reason}"
+        assert error.hint == "choose another models folder"
+    assert hub.requests == []
+
+
 def test_what_the_hub_refuses_is_said_plainly(hub: Hub, folder: Path) -> None:
     other = WANTED.model_copy(update={"name": "other.safetensors"})
     assert f"the hub has no other.safetensors in {REPO}" in refused(folder, hub, other).message
