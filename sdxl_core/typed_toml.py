@@ -140,6 +140,8 @@ def _complaint(cls: type[BaseModel], problem: ErrorDetails, place: Place) -> str
         return f"expected {either(allowed)}, got {shown(wrong)}{suggestion(str(wrong), allowed)}"
     if kind == "value_error":
         return str(context["error"])
+    if _EXPECTED.get(kind) == "a table" and isinstance(problem["input"], str) and "name" in _keys(cls, place):
+        return f"expected a table such as {{name = {got}}}, got {got}"  # its quotes are TOML's too
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, got {got}"
     if kind in _LIMIT:

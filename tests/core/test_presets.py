@@ -169,6 +169,7 @@ WRONG = {
     BASE + "[recip]": "recip: unknown key; did you mean recipe?",
     BASE + "model = 3": "model: expected a table [model]",
     BASE + "[recipe]\nstep = 3": "recipe.step: unknown key; did you mean steps?",
+    BASE + "[recipe]\nsampler = 'heun'": "recipe.sampler: expected a table such as {name = 'heun'}, got 'heun'",
     BASE + "[recipe]\nsteps = 0": "recipe.steps: must be at least 1, got 0",
     BASE + "[recipe.sampler]\nnmae = 'x'": "recipe.sampler.nmae: sampler 'euler' has no option 'nmae'",
     BASE + "[recipe.sampler]\nname = 'eulr'": "recipe.sampler.name: unknown sampler 'eulr'; did you mean euler?",
