@@ -91,7 +91,7 @@ def read_record(path: str | Path) -> PictureFile:
             else:
                 _read_with_pillow(path, size, picture)
     except (OSError, ValueError) as error:
-        raise PictureError(f"{path}: {error}") from None
+        raise PictureError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     _interpret(picture)
     return picture
 

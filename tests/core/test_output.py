@@ -111,9 +111,10 @@ def test_what_a_look_at_a_directory_tells_is_what_writing_to_it_would(tmp_path: 
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_a_directory_that_may_not_be_written_is_seen_by_a_look(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("the superuser may write anywhere")
     with pytest.raises(OutputError, match="Permission denied"):
         check_directory(tmp_path / "below")
 

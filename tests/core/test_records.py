@@ -172,6 +172,12 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
         read_record(path)
 
 
+def test_a_file_that_the_system_fails_to_read() -> None:
+    with pytest.raises(PictureError) as error:
+        read_record("/proc/self/mem")
+    assert error.value.message == "/proc/self/mem: Input/output error"
+
+
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     for path, says in ((tmp_path, "not a file"), (tmp_path / "none.png", "no such file")):
         with pytest.raises(PictureError, match=says):
