@@ -48,7 +48,7 @@ from sdxl_core.types import Attend, Conditioning, Denoise, Merge, Network, Predi
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What guidance steers by, every part with a row a picture.
+    """What guidance steers by, every part with a row a picture, see `Conditioning`.
 
     Args:
         parts: the prompt, or the prompts that AND joins; as many for every picture.

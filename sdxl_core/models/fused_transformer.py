@@ -94,7 +94,7 @@ class FusedTransformerBlock(TransformerBlock):
         rows = self._added(rows, _joined(attended), self.attn1.to_out[0])
 
         if len(context):  # rows without words would only take the layer's bias, which is owed: see `told`
-            self._tell(rows.view(shape)[-len(context) :], context)
+            self.asked(rows.view(shape)[-len(context) :], context)
         rows, late = self._fed(rows)
         return rows.view(shape), None if late is None else late.view(shape)
 
@@ -103,12 +103,12 @@ class FusedTransformerBlock(TransformerBlock):
         rows, normed = self._normed(self.norm1, rows, 0, late)
         return rows, *_self_parts(self.attn1, normed.view(shape))
 
-    def _tell(self, x: Tensor, context: Tensor) -> None:
-        """Write into x (m, n, d) what it takes from a context (m, tokens, context_dim)."""
-        rows = x.flatten(0, 1)
+    def asked(self, x: Tensor, context: Tensor) -> Tensor:
+        """The same, written into x; all but the layer's bias."""
+        rows = x.view(-1, x.shape[2])
         parts = self._query(rows).view(x.shape), self.attn2.to_k(context), self.attn2.to_v(context)
         attended = self.attn2.attention(*(_heads(part, self.attn2.heads) for part in parts))
-        self._added(rows, _joined(attended), self.attn2.to_out[0])
+        return self._added(rows, _joined(attended), self.attn2.to_out[0]).view(x.shape)
 
     def _query(self, rows: Tensor) -> Tensor:
         return F.linear(self._normed(self.norm2, rows, 1)[1], self.attn2.to_q.weight)

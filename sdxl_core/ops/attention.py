@@ -1,6 +1,5 @@
 """Attention kernels as one table: each entry knows what it cannot do and says so in words."""
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,14 +70,11 @@ def wide_scores(q: Tensor, k: Tensor, v: Tensor, *, softmax: Softmax = _softmax)
     return out
 
 
-_SCORES_BYTES = 2**23
+_SCORES_BYTES = 2**22
 """Of the heads that are attended at a time, so that their scores stay in the processor's caches."""
 
 _KEYS_MULTIPLE = 16
 """Numbers of keys at which products and softmax in float32 are fast: 80 take four fifths of the time of 77."""
-
-_SMALL_SUM = 2.0**-64
-"""Of powers, above which what is lost below the least number of float32, 2^-126, cannot be seen."""
 
 _FEWEST_SCORES, _MOST_SCORES = 2**17, 2**21
 """In all heads, below which PyTorch's kernel is faster; in one head, above which it is no slower and holds less."""
@@ -102,33 +98,15 @@ def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for row in range(b):
         for first in range(0, heads, count):
             part = row, slice(first, min(first + count, heads))
-            queries = q[part].to(torch.float32, copy=True).mul_(d**-0.5 * math.log2(math.e))
+            queries = q[part].to(torch.float32, copy=True).mul_(d**-0.5)
             theirs, rounded = scores[: len(queries)], weights[: len(queries)]
             keys[: len(queries), :m] = k[part]
-            given = queries, keys[: len(queries)].transpose(1, 2), theirs, m
-            if not _weighed(_scored(*given)):
-                torch.softmax(_scored(*given).mul_(math.log(2)), -1, out=theirs)
+            torch.bmm(queries, keys[: len(queries)].transpose(1, 2), out=theirs)
+            theirs[..., m:] = -torch.inf
+            torch.softmax(theirs, -1, out=theirs)
             rounded.copy_(theirs)
             torch.bmm(rounded[..., :m], v[part], out=out[part])
     return out
-
-
-def _scored(queries: Tensor, keys: Tensor, out: Tensor, m: int) -> Tensor:
-    """The products of queries and the first m keys, and nothing for the others."""
-    torch.bmm(queries, keys, out=out)
-    out[..., m:] = -torch.inf
-    return out
-
-
-def _weighed(scores: Tensor) -> bool:
-    """Put 2^s / sum 2^s in the place of scores s, float32; False where they are too far from 0 for it.
-
-    Powers are taken as they are, without the largest score of a row out of all, which takes as long as the powers.
-    """
-    sums = torch.exp2(scores, out=scores).sum(-1, keepdim=True)
-    least, most = sums.aminmax()
-    scores.mul_(sums.reciprocal_())
-    return bool(least > _SMALL_SUM) and bool(most < 1 / _SMALL_SUM)
 
 
 def _trains(*parts: Tensor) -> bool:
