@@ -201,7 +201,7 @@ class _Artist:
                     self._finish(job, sampled.of(row))
                 except NumericsError as error:
                     self._fail(job, error)
-        except SdxlError:
+        except (SdxlError, Stopped):
             for row, job in rows:
                 self._leave(job, sampled.of(row))
             raise
@@ -254,10 +254,16 @@ class _Artist:
 
     def _finish(self, job: Job, sampled: "_Sampled") -> None:
         """Make the picture; what follows is left to the writer, which may not hold on to the model."""
-        began, record = time.monotonic(), self._record(job, sampled)
-        if self.flags.save_latents:
-            job = self.latents.save(_latent_file(sampled.latents, sampled.canvases, record), job)
-        picture = self._decode(job, sampled, record)
+        began, record, saved = time.monotonic(), self._record(job, sampled), False
+        try:
+            if self.flags.save_latents:
+                job = self.latents.save(_latent_file(sampled.latents, sampled.canvases, record), job)
+                saved = True
+            picture = self._decode(job, sampled, record)
+        except Stopped:
+            if not saved:
+                self._leave(job, sampled)
+            raise
         latent = partial(_latent_file, sampled.latents.cpu(), sampled.canvases, record)
         seconds = sampled.seconds + time.monotonic() - began
         self.writer.submit(partial(self._write, job, picture, latent, sampled.canvases, record, sampled.calls, seconds))

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from support_cli import Sdxl
 from support_tiny import CPU_PASSES, write_tiny_checkpoint
 
 import sdxl_core
+from sdxl_core import pipeline
 from sdxl_core.picture_files import parse_parameters, read_record
 from sdxl_core.plan import Plan
 
@@ -241,7 +243,47 @@ def test_a_signal_while_sampling_leaves_whole_pictures(gen: Sdxl, number: signal
     assert "Traceback" not in result.err
     for path in result.paths:
         pixels(path)
-    assert all(name.endswith(".png") for name in os.listdir("outputs"))
+    # One may have been drawn and not yet decoded.
+    assert sum(not name.endswith(".png") for name in os.listdir("outputs")) == result.err.count("its latent is kept in")
+
+
+@pytest.mark.parametrize("flags", [[], ["--save-latents"]])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_decoding_keeps_the_latents_of_what_is_drawn(
+    gen: Sdxl,
+    sdxl: Sdxl,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    code: int,
+    flags: list[str],
+) -> None:
+    batch = ("a cat", "--seed", 7, "-n", 4, "--batch-size", 4)
+    whole = [path.read_bytes() for path in gen(*batch, "-o", "whole").paths]
+    decode, begun = pipeline.decode, 0
+
+    def stopped(*args: Any, **options: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        if begun == 2:
+            os.kill(os.getpid(), number)
+        return decode(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "decode", stopped)
+        result = gen(*batch, *flags)
+    assert result.code == code
+    assert [path.read_bytes() for path in result.paths] == whole[:1]
+    latents = [f"outputs/0000{i}-{6 + i}-a-cat.latent.safetensors" for i in (1, 2, 3, 4)]
+    said = latents[2:] if flags else latents[1:]
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    start = "the run ended before it was made; its latent is kept in "
+    assert [line.rpartition(start)[2] for line in errors[:-1]] == said
+    assert "1 of 4 pictures are done" in errors[-1]
+    assert sorted(map(str, Path("outputs").glob("*.safetensors"))) == (latents if flags else said)
+    assert sdxl("decode", *latents[1:], "--preset", tiny_folder / "tiny-base.toml").code == 0
+    for path, picture in zip(latents[1:], whole[1:], strict=True):
+        assert Path(path.replace(".latent.safetensors", ".png")).read_bytes() == picture
 
 
 def test_a_signal_while_loading_leaves_nothing(gen: Sdxl) -> None:
