@@ -260,11 +260,11 @@ class _Artist:
                 job = self.latents.save(_latent_file(sampled.latents, sampled.canvases, record), job)
                 saved = True
             picture = self._decode(job, sampled, record)
+            latent = partial(_latent_file, sampled.latents.cpu(), sampled.canvases, record)
         except Stopped:
             if not saved:
                 self._leave(job, sampled)
             raise
-        latent = partial(_latent_file, sampled.latents.cpu(), sampled.canvases, record)
         seconds = sampled.seconds + time.monotonic() - began
         self.writer.submit(partial(self._write, job, picture, latent, sampled.canvases, record, sampled.calls, seconds))
 
